@@ -10,30 +10,36 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import load_index, load_manifest
+from kdpipe.cache.format.data_frame import rows_frame
 from kdpipe.cache.format.decode import Decoder
 from kdpipe.cache.format.dense import dense_rows
 from kdpipe.cache.format.quantizers import Floats
-from kdpipe.cache.format.rows import Rows, TokenRows
+from kdpipe.cache.format.rows import Ints, Rows, TokenRows
 from kdpipe.cache.parts.index import IndexRow
 from kdpipe.cache.parts.part_files import read_part_record
 from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.cache.parts.tables import read_table
 from kdpipe.cache.parts.tokenizer_content import TokenizerContent
-from kdpipe.cache.parts.tokenizer_files import read_tokenizer
+from kdpipe.cache.parts.tokenizer_files import load_tokenizer_files, read_tokenizer
 from kdpipe.cache.stores.addresses import MirrorSettings
 from kdpipe.cache.stores.protocol import Store
 from kdpipe.cache.stores.retries import RetryPolicy
+from kdpipe.schemas import display
 from kdpipe.schemas.choices import SplitName
-from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError
+from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, nearest_name
 from kdpipe.schemas.manifest import FileRecord, Manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 MAX_OPEN_PARTS = 32
 Result = TypeVar("Result")
@@ -103,8 +109,12 @@ class Cache:
         self._contents = contents or _read_contents(store, options.allow_partial)
         self.manifest, rows, self.cache_id = self._contents
         if split is not None and split not in self.split_names:
-            names = ", ".join(self.split_names)
-            raise ConfigError(f"{store.url} has no split {split!r}", hint=f"its splits are {names}")
+            names = self.split_names
+            raise ConfigError(
+                f"{store.url} has no split {split!r}",
+                hint=f"its splits are {', '.join(names)}",
+                nearest=nearest_name(split, names, cutoff=0.3),
+            )
         self.parts = [row for row in rows if split in (None, row.split)]
         self._starts = np.concatenate([[0], np.cumsum([row.n_sequences for row in self.parts], dtype=np.int64)])
         self._lock = threading.Lock()
@@ -112,6 +122,7 @@ class Cache:
         self._tables: dict[str, npt.NDArray[Any]] = {}
         self._table_records: Mapping[str, FileRecord] | None = None
         self._decoder: Decoder | None = None
+        self._tokenizer: PreTrainedTokenizerFast | None = None
         _caches.add(self)
         if provider is not None:
             provider.join(self)
@@ -126,6 +137,20 @@ class Cache:
     def __repr__(self) -> str:
         name = f"{self.url} ({self.split_name})" if self.split_name else self.url
         return f"<kdpipe cache {name}: {len(self):,} sequences, {self.n_positions:,} positions>"
+
+    def _repr_html_(self) -> str:
+        teacher = self.manifest.teacher
+        facts = {
+            "cache": self.url,
+            "cache_id": self.cache_id,
+            "teacher": teacher.name if teacher else None,
+            "targets": self.manifest.targets.keep.kind,
+            "splits": [self.split_name] if self.split_name else self.split_names,
+            "parts": len(self.parts),
+            "sequences": len(self),
+            "positions": self.n_positions,
+        }
+        return display.html_table("Cache", facts)
 
     def __getitem__(self, i: int) -> Rows:
         return self.rows(i)
@@ -147,13 +172,24 @@ class Cache:
         """The retry policy of its store; None for the default."""
         return self._options.retry_policy
 
-    def tokenizer(self) -> tuple[dict[str, bytes], TokenizerContent | None]:
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The stored tokenizer, loaded by transformers on first use."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer_files(self.url, self.tokenizer_files())
+        return self._tokenizer
+
+    def tokenizer_content(self) -> tuple[dict[str, bytes], TokenizerContent | None]:
         """The stored tokenizer's files and their content, which takes seconds to compute for a large tokenizer."""
         return read_tokenizer(self.store, self.manifest)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The stored tokenizer's files, checked; empty where the cache stores none."""
-        return self.tokenizer()[0]
+        return self.tokenizer_content()[0]
+
+    def decode(self, tokens: Ints) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self.tokenizer.decode(tokens.tolist()))
 
     @property
     def n_positions(self) -> int:
@@ -193,7 +229,8 @@ class Cache:
     def rows(self, i: int, *, hidden: bool = True) -> Rows:
         """Like `self[i]`; without `hidden` the hidden states of rows are not decoded."""
         place, number = self._located(i)
-        return self._read(place, partial(_rows, first=number, end=number + 1, hidden=hidden))
+        rows = self._read(place, partial(_rows, first=number, end=number + 1, hidden=hidden))
+        return replace(rows, decode=self.decode)
 
     def tokens(self, i: int) -> TokenRows:
         """A sequence without its targets, which are not decoded."""
@@ -236,6 +273,16 @@ class Cache:
             raise ConfigError(f"{self.url} stores no text", hint="create the cache with --for-other-tokenizers")
         place, number = self._located(i)
         return self._read(place, lambda part: part.texts(number))
+
+    def to_pandas(
+        self, columns: Sequence[str] | None = None, *, split: SplitName | None = None, limit: int | None = 1000
+    ) -> Any:
+        """The first `limit` rows as a pandas DataFrame: tokens with their text, and the teacher's predictions.
+
+        `columns` are by default all that the cache stores, except hidden states.
+        """
+        cache = self.split(split) if split is not None else self
+        return rows_frame(cache, columns, limit, cache.decode if self.manifest.tokenizer.files else None)
 
     def dense(self, i: int) -> Floats:
         """The target over the whole vocabulary, float32 [T, V] log-probabilities: the slow twin of `c[i]`."""

@@ -50,6 +50,7 @@ THIRD_PARTY: dict[str, set[str] | None] = {
         "xxhash",
         "rich",
         "pandas",
+        "transformers",  # its tokenizers, which load no torch
     },
     "pipeline": None,
     "cli": {"typer", "rich"},

@@ -5,13 +5,19 @@ compared with them: files of another tokenizer than the manifest claims never le
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdpipe.cache import layout
+from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
 from kdpipe.cache.stores.protocol import Store
-from kdpipe.schemas.errors import CacheDamaged
+from kdpipe.schemas.errors import CacheDamaged, UsageError
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import sha256_hex
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def read_tokenizer(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], TokenizerContent | None]:
@@ -32,6 +38,32 @@ def read_tokenizer(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], 
     except CacheDamaged as error:
         what = f"{store.url}: {layout.TOKENIZER}/{TOKENIZER}: {error.message}"
         raise CacheDamaged(what, hint="use another copy of the cache") from None
+
+
+def load_tokenizer_files(url: str, files: Mapping[str, bytes]) -> "PreTrainedTokenizerFast":
+    """Load a tokenizer from its files with transformers, without torch and without remote code."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not files:
+        raise UsageError(f"{url} stores no tokenizer", hint="load the teacher's tokenizer with transformers")
+    with scratch_folder(
+        "kdpipe-tokenizer-", "unpacking the cache's tokenizer", sum(map(len, files.values()))
+    ) as folder:
+        write_files(folder, files)
+        try:
+            loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+        except Exception as error:  # transformers and tokenizers raise unrelated classes
+            line = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            raise CacheDamaged(f"{url}: the tokenizer cannot be loaded: {line}") from None
+    return loaded
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files to a folder; paths have at most one subfolder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
 
 
 def fingerprint_problem(files: Mapping[str, bytes], stated: str) -> str | None:

@@ -37,6 +37,7 @@ EXTRAS = {
     "mlflow": Extra(("mlflow",), "--report-to mlflow"),
     "eval": Extra(("lm_eval",), "benchmark tasks (kdpipe eval --tasks)"),
     "sign": Extra(("cryptography",), "signatures of caches (kdpipe cache sign)"),
+    "pandas": Extra(("pandas",), "tables of rows and metrics in Python"),
     "quant": Extra(("bitsandbytes", "accelerate"), "teachers quantized to int8 or int4"),
     "large": Extra(("accelerate",), "teachers spread over several GPUs"),
 }

@@ -17,11 +17,11 @@ import transformers
 
 from kdpipe.cache.durable import files as disk
 from kdpipe.cache.durable.work_names import is_abandoned, is_own, work_name
+from kdpipe.cache.parts.tokenizer_files import write_files
 from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.models.model_info import quiet
 from kdpipe.pipeline.students.student import Student
 from kdpipe.pipeline.students.transformers4 import for_transformers_4, tokenizer_note
-from kdpipe.pipeline.tokenizers.cached_tokenizer import write_files
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 
 CARD = "README.md"

@@ -8,10 +8,10 @@ affect it too. `cache-teacher` writes only files that pass this check.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from kdpipe.cache.durable.scratch import scratch_folder
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, tokenizer_content
+from kdpipe.cache.parts.tokenizer_files import write_files
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.tokenizers.backend_state import differing_section
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, file_records, load_fast, load_tokenizer
@@ -25,7 +25,7 @@ REBUILDING = ("add_bos_token", "add_eos_token", "auto_map", "fix_mistral_regex")
 
 def load_cached_tokenizer(cache: Cache) -> tuple[Mapping[str, bytes], LoadedTokenizer | None]:
     """Load the files and the tokenizer of a cache, without remote code; None if the cache has no tokenizer files."""
-    url, (files, content) = cache.url, cache.tokenizer()
+    url, (files, content) = cache.url, cache.tokenizer_content()
     if content is None:
         return files, None
     n_bytes = sum(map(len, files.values()))
@@ -85,11 +85,3 @@ def _is_reloaded(files: Mapping[str, bytes], loaded: LoadedTokenizer) -> bool:
         except ConfigError:  # its class is stated in config.json only, or is remote code
             return False
     return differing_section(files[TOKENIZER], fast) is None
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files to a folder; paths have at most one subfolder."""
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)

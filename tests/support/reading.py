@@ -18,7 +18,7 @@ from kdpipe.cache.reader import Cache
 def arrays_of(rows: Rows) -> dict[str, Any]:
     """Every array that rows have, by name."""
     found: dict[str, Any] = {}
-    for name in Rows.__slots__:
+    for name in {*Rows.__slots__} - {"decode"}:
         value = getattr(rows, name)
         if name in ("log_z", "hidden"):
             found.update({f"{name}@{key}": array for key, array in value.items()})
