@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdpipe.cache.opening import open_cache
+    from kdpipe.cache.reader import Cache
     from kdpipe.functions import cache_teacher, compare, evaluate, plan, train
     from kdpipe.run_result import RunResult
+    from kdpipe.schemas.errors import KdpipeError
 
     __version__: str
 
-__all__ = ["RunResult", "__version__", "cache_teacher", "compare", "evaluate", "open_cache", "plan", "train"]
+__all__ = [
+    "Cache", "KdpipeError", "RunResult", "__version__", "cache_teacher", "compare", "evaluate", "open_cache", "plan",
+    "train",
+]  # fmt: skip
 
 _MODULES = {
+    "Cache": "kdpipe.cache.reader",
+    "KdpipeError": "kdpipe.schemas.errors",
     "RunResult": "kdpipe.run_result",
     "cache_teacher": "kdpipe.functions",
     "compare": "kdpipe.functions",
@@ -37,4 +44,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

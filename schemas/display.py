@@ -56,7 +56,7 @@ def html_table(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], title: str, heads: Sequence[str] | None) -> str:
-    """A table with a header row, or with a header column if `heads` is None."""
+    """A table with a header row, or without heads one title above all columns."""
     lines = [f'<th style="{CELL}" colspan="9">{title}</th>'] if heads is None else [f'<td style="{CELL}">{title}</td>']
     if heads is not None:
         lines.append("".join(f'<th style="{CELL}">{escape(head)}</th>' for head in heads))

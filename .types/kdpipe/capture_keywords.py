@@ -1,0 +1,1 @@
+../../kdpipe/capture_keywords.py

@@ -1,0 +1,1 @@
+../../kdpipe/train_keywords.py
