@@ -1,16 +1,21 @@
 """`kdpipe demo`: both stages on a small teacher and text that comes with Python, by the commands a user would type."""
 
+import io
+import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdpipe.cli import console
 from kdpipe.cli.common_options import Devices
+from kdpipe.cli.progress import hidden_messages
 from kdpipe.cli.quantities import size
 from kdpipe.cli.sample import continuations
 from kdpipe.schemas.errors import Interrupted
@@ -19,14 +24,25 @@ if TYPE_CHECKING:
     from kdpipe.pipeline.demo import DemoPaths, DemoResult
     from kdpipe.schemas.train_report import Evaluation
 
+Report = dict[str, Any]
 SMALL = ("--batch-size", "4")
+SHORT_TEXT = 150
 # The commands of the demo with --devices.
 COMPUTE = ("plan", "cache-teacher", "train", "eval")
 NEXT = (
     ["plan", "--teacher", "TEACHER", "--data", "corpus.jsonl"],
-    ["cache-teacher", "--teacher", "TEACHER", "--data", "corpus.jsonl", "--val-fraction", "0.01", "--out", "my-cache"],
+    ["cache-teacher", "--teacher", "TEACHER", "--data", "corpus.jsonl", "--out", "my-cache"],
     ["train", "--from-cache", "my-cache", "--student", "100m", "--out", "runs/first"],
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A command of the demo; `result` makes a line of its JSON report."""
+
+    purpose: str
+    words: list[str]
+    result: Callable[[Report], str] | None = None
 
 
 def demo(
@@ -34,6 +50,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each model.")] = 300,
     devices: Devices = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show every command and all of its output.")] = False,
 ) -> None:
     """Run both stages on a tiny model, in a few minutes.
 
@@ -43,64 +60,144 @@ def demo(
     from kdpipe.pipeline.demo import begin, shown
 
     place = begin(out, steps)
-    if shutil.which("kdpipe") is None:
-        console.note(f'to run the commands below yourself, first run: PATH="{Path(sys.executable).parent}:$PATH"')
-    for number, (purpose, words) in enumerate(stages(place, devices), 1):
-        console.note(f"\n== {number}. {purpose}\n$ kdpipe {shlex.join(words)}")
-        if code := context.obj(words):
+    commands = list(stages(place, devices))
+    _write_script(place.script, commands)
+    console.note(f"A teacher of 0.5 M parameters and two students, {steps} steps each, in {out}.")
+    console.note(f"This takes a few minutes on a CPU. The commands are in {place.script}.")
+    for number, stage in enumerate(commands, 1):
+        console.note(f"\n== {number}. {stage.purpose}" if verbose else f"{number:>2}. {stage.purpose}")
+        if code := (_run_shown if verbose else _run_briefly)(context.obj, stage):
             if code == Interrupted.exit_code:
                 console.note(f"resume the demo with: kdpipe {shlex.join(resume_command(place, devices))}")
             raise typer.Exit(code)
-    console.note("\n== sample continuations")
-    console.answer(page(place, shown(place)))
+    console.note("\n== sample continuations" if verbose else "")
+    console.answer(page(place, shown(place), verbose=verbose))
+
+
+def _run_shown(run: Callable[[list[str]], int], stage: Stage) -> int:
+    """Run a command and show all of it."""
+    console.note(f"$ kdpipe {shlex.join(stage.words)}")
+    return run(stage.words)
+
+
+def _run_briefly(run: Callable[[list[str]], int], stage: Stage) -> int:
+    """Run a command and show only its bar, warnings and errors, and a line with its result."""
+    reply = io.StringIO()
+    with redirect_stdout(reply), hidden_messages():
+        code = run([*stage.words, "--json"])
+    if code == 0 and stage.result is not None:
+        console.note(f"    {stage.result(json.loads(reply.getvalue()))}")
+    elif code not in (0, Interrupted.exit_code):
+        console.note(f"see all of its output with: kdpipe {shlex.join(stage.words)}")
+    return code
+
+
+def _write_script(path: Path, commands: list[Stage]) -> None:
+    """The commands as a shell script, which also finds `kdpipe` if it is not on the path."""
+    from kdpipe.pipeline.small_teacher import write_text
+
+    lines = ["#!/bin/sh", "set -e"]
+    if shutil.which("kdpipe") is None:
+        lines.append(f'PATH="{Path(sys.executable).parent}:$PATH"')
+    for number, stage in enumerate(commands, 1):
+        lines += ["", f"# {number}. {stage.purpose}", f"kdpipe {shlex.join(stage.words)}"]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def resume_command(place: "DemoPaths", devices: str = "auto") -> list[str]:
     return ["demo", "--out", str(place.out), "--steps", str(place.steps), *_on(devices)]
 
 
-def stages(place: "DemoPaths", devices: str = "auto") -> Iterator[tuple[str, list[str]]]:
-    """The purpose and arguments of each command, in order."""
-    for purpose, words in _stages(place):
-        yield purpose, words + (_on(devices) if words[0] in COMPUTE or "--against" in words else [])
+def stages(place: "DemoPaths", devices: str = "auto") -> Iterator[Stage]:
+    """The commands in order."""
+    for stage in _stages(place):
+        has_devices = stage.words[0] in COMPUTE or "--against" in stage.words
+        yield replace(stage, words=stage.words + _on(devices)) if has_devices else stage
 
 
 def _on(devices: str) -> list[str]:
     return [] if devices == "auto" else ["--devices", devices]
 
 
-def _stages(place: "DemoPaths") -> Iterator[tuple[str, list[str]]]:
+def _stages(place: "DemoPaths") -> Iterator[Stage]:
     cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
     teacher = ["--teacher", str(place.teacher), *cut]
     cache = ["--from-cache", str(place.cache)]
-    yield (
-        "tokenize the text (no teacher yet)",
-        ["cache-teacher", "--targets", "none", "--tokenizer", str(place.tokenizer), *cut, "--out", str(place.tokens)],
-    )
+    tokens = ["--targets", "none", "--tokenizer", str(place.tokenizer), *cut, "--out", str(place.tokens)]
+    yield Stage(purpose="tokenize the text (no teacher yet)", words=["cache-teacher", *tokens], result=_cached)
     from_tokens = ["--from-cache", str(place.tokens), "--student", str(place.teacher_config)]
-    yield "train a small teacher", _train(place, place.teacher_run, "output", from_tokens)
-    yield "estimate the cost of its cache", ["plan", *teacher]
-    yield "run the teacher once and cache its predictions", ["cache-teacher", *teacher, "--out", str(place.cache)]
+    yield _train(place, "train a small teacher", place.teacher_run, "output", from_tokens)
+    yield Stage(
+        purpose="estimate the size of its cache",
+        words=["plan", *teacher],
+        result=lambda plan: f"about {size(plan['bytes'])} for {sum(plan['positions'].values()):,} positions",
+    )
+    yield Stage(
+        purpose="run the teacher once and cache its predictions",
+        words=["cache-teacher", *teacher, "--out", str(place.cache)],
+        result=_cached,
+    )
     against = ["--level", "deep", "--against", str(place.teacher)]
-    yield "verify the cache against the teacher", ["cache", "verify", str(place.cache), *against]
-    yield "inspect the cache", ["cache", "inspect", str(place.cache)]
+    yield Stage(
+        purpose="verify the cache against the teacher",
+        words=["cache", "verify", str(place.cache), *against],
+        result=lambda report: f"all checks passed in {size(report['bytes'])}",
+    )
+    yield Stage(purpose="inspect the cache", words=["cache", "inspect", str(place.cache)], result=_fidelity)
     tiny = [*cache, "--student", "tiny"]
-    yield "train a student on the text alone", _train(place, place.labels, "output", tiny)
-    yield "train an equal student on the cache, without the teacher", _train(place, place.distilled, "hybrid", tiny)
+    yield _train(place, "train a student on the text alone", place.labels, "output", tiny)
+    equal = "train an equal student on the cache, without the teacher"
+    yield _train(place, equal, place.distilled, "hybrid", tiny)
     for run in (place.labels, place.distilled):
-        yield f"evaluate the student {run.name}", ["eval", *cache, "--student", str(run)]
-    yield "compare the two students", ["compare", str(place.labels), str(place.distilled)]
+        yield Stage(purpose=f"evaluate the student {run.name}", words=["eval", *cache, "--student", str(run)])
+    yield Stage(
+        purpose="compare the two students",
+        words=["compare", str(place.labels), str(place.distilled)],
+        result=_compared,
+    )
 
 
-def _train(place: "DemoPaths", run: Path, mode: str, student: list[str]) -> list[str]:
+def _train(place: "DemoPaths", purpose: str, run: Path, mode: str, student: list[str]) -> Stage:
     evaluate = f"evaluation.every={max(1, place.steps // 3)}"
     length = ["--max-steps", str(place.steps), *SMALL, "--set", evaluate]
-    return ["train", *student, "--mode", mode, "--out", str(run), *length]
+    return Stage(
+        purpose=purpose, words=["train", *student, "--mode", mode, "--out", str(run), *length], result=_trained
+    )
 
 
-def page(place: "DemoPaths", result: "DemoResult") -> str:
+def _cached(report: Report) -> str:
+    line = f"{report['positions']:,} positions"
+    return line if report["fidelity"] is None else f"{line}, {report['bytes_per_position']:.1f} bytes per position"
+
+
+def _trained(report: Report) -> str:
+    line = f"{report['n_parameters']:,} parameters, {report['steps']:,} steps"
+    evaluation = report["evaluation"]
+    return line if evaluation is None else f"{line}, validation CE {evaluation['cross_entropy']:.3f}"
+
+
+def _fidelity(summary: Report) -> str:
+    fidelity = summary["fidelity"]
+    near = f"KL to the full distribution {fidelity['kl_nats']:.1e} nats"
+    return f"{near}, {summary['entries_per_position']['mean']:.1f} ids per position"
+
+
+def _compared(report: Report) -> str:
+    differences = report["runs"][1]["differences"]
+    scales = {"kl_teacher": ("KL", 1.0, ""), "top1_agreement": ("agreement", 100.0, " points")}
+    lines = [
+        f"{label} {scale * differences[name]['value']:+.2f} ± {scale * differences[name]['spread']:.2f}{unit}"
+        for name, (label, scale, unit) in scales.items()
+        if name in differences
+    ]
+    return f"distilled instead of labels: {', '.join(lines)}"
+
+
+def page(place: "DemoPaths", result: "DemoResult", *, verbose: bool) -> str:
     """Sample texts, metrics, files, and the commands for a model and text of one's own."""
     texts = {name: " ".join(text.split()) for name, text in result.texts.items()}
+    if not verbose:
+        texts = {name: _shortened(text) for name, text in texts.items()}
     lines = [
         *continuations(f"{result.prompt} ...", texts),
         "",
@@ -108,13 +205,17 @@ def page(place: "DemoPaths", result: "DemoResult") -> str:
         *(_numbers(name, evaluation) for name, evaluation in result.evaluations.items()),
         "A few minutes of training show that it works, not how good a student can get.",
         "",
-        f"files in {place.out}:",
-        *(f"{size(n_bytes):>12}  {path}" for path, n_bytes in result.n_bytes.items()),
-        "",
-        "with your own model and text:",
-        *(f"  kdpipe {shlex.join(words)}" for words in NEXT),
     ]
+    if verbose:
+        lines += [f"files in {place.out}:"]
+        lines += [f"{size(n_bytes):>12}  {path}" for path, n_bytes in result.n_bytes.items()]
+        lines += [""]
+    lines += ["with your own model and text:", *(f"  kdpipe {shlex.join(words)}" for words in NEXT)]
     return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHORT_TEXT else f"{text[:SHORT_TEXT].rsplit(' ', 1)[0]} ..."
 
 
 def _numbers(name: str, evaluation: "Evaluation") -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, final
 
 from kdpipe.cli import console
@@ -22,8 +23,19 @@ SECONDS_BETWEEN_DRAWS = 0.2
 WIDE_COLUMNS, NOTEBOOK_COLUMNS = 100, 100
 # Losses are shown as a mean over about so many steps.
 SMOOTHED_STEPS = 20
+_messages_are_hidden = ContextVar("messages_are_hidden", default=False)
 Clock = Callable[[], float]
 Line = Callable[[int | None], str]
+
+
+@contextmanager
+def hidden_messages() -> Iterator[None]:
+    """Show bars and warnings only, in all commands that run within."""
+    token = _messages_are_hidden.set(True)
+    try:
+        yield
+    finally:
+        _messages_are_hidden.reset(token)
 
 
 @contextmanager
@@ -80,9 +92,11 @@ class ShownProgress:
         # Now: a bar on the terminal replaces stderr by a stream without an encoding.
         self._cells = _cells()
         self._lock = threading.Lock()
+        self._hides_messages = _messages_are_hidden.get()
 
     def message(self, text: str, style: TextStyle = "plain") -> None:
-        self._canvas.print(console.styled(text, style, sys.stderr))
+        if not self._hides_messages:
+            self._canvas.print(console.styled(text, style, sys.stderr))
 
     def warning(self, text: str) -> None:
         self._canvas.print(console.warning_text(text))

@@ -39,6 +39,11 @@ class DemoPaths:
         return self.out / "tokenizer"
 
     @property
+    def script(self) -> Path:
+        """The commands of the demo."""
+        return self.out / "commands.sh"
+
+    @property
     def teacher_config(self) -> Path:
         """The config of the teacher, which is trained from random init."""
         return self.out / "teacher.json"

@@ -5,16 +5,29 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kdpipe.cli import main
+from kdpipe.cli import console, main
 from kdpipe.cli.demo import NEXT, page, stages
 from kdpipe.pipeline import demo
 from kdpipe.pipeline.demo import DemoPaths, DemoResult
 from support.evaluations import evaluation
 
 real = main.run
+DIFFERENCES = {"kl_teacher": {"value": -0.96, "spread": 0.04}, "top1_agreement": {"value": 0.151, "spread": 0.01}}
+# Lines that samples of real models take beyond those of the texts here, at two lines for each model.
+SAMPLE_LINES = 2
+REPORTS: dict[str, Any] = {
+    "cache-teacher": {"positions": 215_670, "fidelity": {"kl_nats": 5e-5}, "bytes_per_position": 23.42},
+    "plan": {"bytes": 3_900_000, "positions": {"train": 200_000, "validation": 15_000}},
+    "train": {"n_parameters": 125_248, "steps": 300, "evaluation": {"cross_entropy": 3.01}},
+    "verify": {"bytes": 5_100_000},
+    "inspect": {"fidelity": {"kl_nats": 5e-5}, "entries_per_position": {"mean": 17.1}},
+    "compare": {"runs": [{}, {"differences": DIFFERENCES}]},
+    "eval": {},
+}
 
 
 def shown(place: DemoPaths) -> DemoResult:
@@ -43,6 +56,8 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[list[str
             if words[0] == "demo":
                 return real(words)
             seen.append(list(words))
+            if words[-1] == "--json":
+                console.document(REPORTS[words[1] if words[0] == "cache" else words[0]])
             return code if len(seen) == number else 0
 
         monkeypatch.setattr(main, "run", run)
@@ -56,27 +71,64 @@ def test_the_commands_shown_are_those_run_and_the_end_reports_results(
     tmp_path: Path, typed: Callable[[int, int], list[list[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, seen = tmp_path / "a folder", typed(0, 0)
-    assert main.run(["demo", "--out", str(out), "--steps", "7"]) == 0
+    assert main.run(["demo", "--out", str(out), "--steps", "7", "--verbose"]) == 0
     messages = capsys.readouterr()
     assert [shlex.split(line) for line in re.findall(r"^\$ kdpipe (.*)$", messages.err, re.MULTILINE)] == seen
-    assert [words for _, words in stages(DemoPaths(out=out, steps=7))] == seen
-    assert messages.out.endswith(f"{page(DemoPaths(out=out, steps=7), shown(DemoPaths(out=out, steps=7)))}\n")
+    place = DemoPaths(out=out, steps=7)
+    assert [stage.words for stage in stages(place)] == seen
+    assert messages.out.endswith(f"{page(place, shown(place), verbose=True)}\n")
+
+
+def test_a_demo_fits_two_screens_of_80_columns(
+    tmp_path: Path,
+    typed: Callable[[int, int], list[list[str]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    seen = typed(0, 0)
+    assert main.run(["demo"]) == 0
+    messages = capsys.readouterr()
+    lines = [*messages.err.splitlines(), *messages.out.splitlines()]
+    assert len(lines) + SAMPLE_LINES <= 48
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    place = DemoPaths(out=Path("runs/demo"), steps=300)
+    assert seen == [[*stage.words, "--json"] for stage in stages(place)]
+    results = {line.strip() for line in messages.err.splitlines()}
+    assert "215,670 positions, 23.4 bytes per position" in results
+    assert "125,248 parameters, 300 steps, validation CE 3.010" in results
+    assert "distilled instead of labels: KL -0.96 ± 0.04, agreement +15.10 ± 1.00 points" in results
+
+
+def test_the_commands_are_a_script(
+    tmp_path: Path, typed: Callable[[int, int], list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path, is_on_path in ((str(Path(sys.executable).parent), True), (str(tmp_path), False)):
+        typed(0, 0)
+        monkeypatch.setenv("PATH", path)
+        assert main.run(["demo", "--out", str(tmp_path / "out")]) == 0
+        place = DemoPaths(out=tmp_path / "out", steps=300)
+        script = place.script.read_text(encoding="utf-8")
+        commands = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("kdpipe ")]
+        assert commands == [stage.words for stage in stages(place)]
+        assert (f'PATH="{Path(sys.executable).parent}:$PATH"' in script) != is_on_path
 
 
 def test_every_command_that_a_demo_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    every = [*(words for _, words in stages(DemoPaths(out=tmp_path, steps=7))), *NEXT]
+    place = DemoPaths(out=tmp_path, steps=7)
+    every = [*(stage.words for stage in stages(place)), *NEXT]
     assert [words for words in every if real([*words, "--help"])] == []
     assert real([*NEXT[0], "--no-such-option", "x", "--help"]) == 2, "a wrong one would be noticed"
-    shown_next = re.findall(
-        r"^  kdpipe (.*)$", page(DemoPaths(out=tmp_path, steps=7), shown(DemoPaths(out=tmp_path, steps=7))), re.M
-    )
+    shown_next = re.findall(r"^  kdpipe (.*)$", page(place, shown(place), verbose=False), re.M)
     assert [shlex.split(line) for line in shown_next] == list(NEXT)
     capsys.readouterr()
 
 
 def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_path: Path) -> None:
     place = DemoPaths(out=tmp_path, steps=9)
-    runs = {words[words.index("--out") + 1]: words for _, words in stages(place) if words[0] == "train"}
+    commands = [stage.words for stage in stages(place)]
+    runs = {words[words.index("--out") + 1]: words for words in commands if words[0] == "train"}
     labels, distilled = runs[str(place.labels)], runs[str(place.distilled)]
     differing = {(one, other) for one, other in zip(labels, distilled, strict=True) if one != other}
     assert differing == {("output", "hybrid"), (str(place.labels), str(place.distilled))}
@@ -86,23 +138,11 @@ def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_p
 
 
 def test_teacher_and_students_are_trained_with_default_optimizer_learning_rates_and_threads(tmp_path: Path) -> None:
-    typed = [words for _, words in stages(DemoPaths(out=tmp_path, steps=9)) if words[0] == "train"]
+    commands = [stage.words for stage in stages(DemoPaths(out=tmp_path, steps=9))]
+    typed = [words for words in commands if words[0] == "train"]
     assert len(typed) == 3
     chosen = r"--lr|--optimizer|optimizer\.|schedule\.|machine\."
     assert [word for words in typed for word in words if re.match(chosen, word)] == []
-
-
-def test_the_path_of_kdpipe_is_shown_where_it_is_not_on_the_path(
-    tmp_path: Path,
-    typed: Callable[[int, int], list[list[str]]],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for path, is_reported in ((str(Path(sys.executable).parent), False), (str(tmp_path), True)):
-        typed(1, 1)
-        monkeypatch.setenv("PATH", path)
-        assert main.run(["demo", "--out", str(tmp_path / "out")]) == 1
-        assert (f'PATH="{Path(sys.executable).parent}:$PATH"' in capsys.readouterr().err) == is_reported
 
 
 def test_a_stopped_command_ends_the_demo_with_how_to_resume(
@@ -122,11 +162,14 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
     seen = typed(5, 3)
     assert main.run(["demo", "--out", str(tmp_path), "--steps", "7"]) == 3
     assert len(seen) == 5
-    assert "resume" not in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "resume" not in errors
+    assert errors.endswith(f"kdpipe {shlex.join(seen[-1][:-1])}\n"), "without --json"
 
 
 def test_the_page_has_texts_numbers_sizes_and_honest_words(tmp_path: Path) -> None:
-    reported = page(DemoPaths(out=Path("runs/demo"), steps=7), shown(DemoPaths(out=Path("runs/demo"), steps=7)))
+    place = DemoPaths(out=Path("runs/demo"), steps=7)
+    reported = page(place, shown(place), verbose=True)
     assert reported.startswith(
         "  prompt     The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk"
     )

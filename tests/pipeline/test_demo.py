@@ -85,7 +85,7 @@ def test_the_demo_does_the_main_job_and_shows_it_again(done: Path, capsys: pytes
     found = dict(re.findall(r"^  (labels|distilled) +CE \d\.\d{4}   KL to the teacher (\d\.\d{4})", messages.out, re.M))
     assert found.keys() == {"labels", "distilled"}
     assert float(found["distilled"]) < float(found["labels"]), "the distilled student is nearer to the teacher"
-    assert "bytes per position" in messages.out
+    assert "bytes per position" in messages.err
 
 
 def stopped(out: Path, *, when: Callable[[], bool]) -> str:

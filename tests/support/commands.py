@@ -60,7 +60,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "plan": (set(), STAGE_ONE | {"--tokens", "--probe"}),
     "cache-teacher": (set(), STAGE_ONE | {"--extend", "--out", "--shard", "--dry-run", "--retry-for"}),
-    "demo": (set(), {"--out", "--steps", "--devices"}),
+    "demo": (set(), {"--out", "--steps", "--devices", "--verbose"}),
     "doctor": (set(), {"--from-cache", "--teacher", "--student", "--out", "--json"}),
     "train": (set(), STAGE_TWO | {"--resume-from", "--overwrite", "--dry-run"}),
     "export": (set(), {"--to", "--out", "--dtype", "--trust-remote-code", "--quiet", "--json"}),
