@@ -2,6 +2,7 @@
 #   make demo     the whole workflow on built-in data     make test    everything that CI runs
 #   make check    ruff, mypy, fast tests                  make soak    long versions of the tests
 #   make bench    the benchmarks, as JSON                 make setup   the .venv only
+#   make wheel    dist/kdpipe-*.whl, to install elsewhere
 #   make families test every causal family of transformers, a quarter of an hour; writes docs/families.md
 # PYTHON=...       another interpreter                    TORCH_INDEX=...  another package index for torch
 # NEWEST=...       Python 3.12 or later for the second environment of `make test`, which reads the caches of the first
@@ -22,7 +23,7 @@ PYTEST := $(BIN)/pytest -n 2
 # Test workers and child processes read bytecode instead of compiling it again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check fast test test-busy soak bench families lint words snapshots
+.PHONY: setup wheel demo check fast test test-busy soak bench families lint words snapshots
 .DEFAULT_GOAL := check
 
 setup: $(STAMP)
@@ -47,6 +48,9 @@ $(NEWEST_STAMP): pyproject.toml requirements-newest.txt
 	$(NEWEST_PIP) --requirement requirements-newest.txt; \
 	$(NEWEST_PIP) --no-deps --no-build-isolation --editable .; \
 	touch $@
+
+wheel: setup
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 demo: setup
 	$(BIN)/kdpipe demo --out runs/demo

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 SMALL = ("--batch-size", "4")
-SHORT_TEXT = 150
+SHORT_TEXT = 125
 # The commands of the demo with --devices.
 COMPUTE = ("plan", "cache-teacher", "train", "eval")
 NEXT = (
@@ -141,7 +141,7 @@ def _stages(place: "DemoPaths") -> Iterator[Stage]:
     yield Stage(
         purpose="verify the cache against the teacher",
         words=["cache", "verify", str(place.cache), *against],
-        result=lambda report: f"all checks passed in {size(report['bytes'])}",
+        result=lambda report: f"all checks passed: {size(report['bytes'])}",
     )
     yield Stage(purpose="inspect the cache", words=["cache", "inspect", str(place.cache)], result=_fidelity)
     tiny = [*cache, "--student", "tiny"]
@@ -184,13 +184,12 @@ def _fidelity(summary: Report) -> str:
 
 def _compared(report: Report) -> str:
     differences = report["runs"][1]["differences"]
-    scales = {"kl_teacher": ("KL", 1.0, ""), "top1_agreement": ("agreement", 100.0, " points")}
-    lines = [
-        f"{label} {scale * differences[name]['value']:+.2f} ± {scale * differences[name]['spread']:.2f}{unit}"
-        for name, (label, scale, unit) in scales.items()
-        if name in differences
-    ]
-    return f"distilled instead of labels: {', '.join(lines)}"
+    parts = []
+    if kl := differences.get("kl_teacher"):
+        parts.append(f"KL {kl['value']:+.2f} ± {kl['spread']:.2f}")
+    if agreement := differences.get("top1_agreement"):
+        parts.append(f"agreement {100 * agreement['value']:+.1f} ± {100 * agreement['spread']:.1f} points")
+    return f"distilled instead of labels: {', '.join(parts)}"
 
 
 def page(place: "DemoPaths", result: "DemoResult", *, verbose: bool) -> str:

@@ -98,7 +98,7 @@ def test_a_demo_fits_two_screens_of_80_columns(
     results = {line.strip() for line in messages.err.splitlines()}
     assert "215,670 positions, 23.4 bytes per position" in results
     assert "125,248 parameters, 300 steps, validation CE 3.010" in results
-    assert "distilled instead of labels: KL -0.96 ± 0.04, agreement +15.10 ± 1.00 points" in results
+    assert "distilled instead of labels: KL -0.96 ± 0.04, agreement +15.1 ± 1.0 points" in results
 
 
 def test_the_commands_are_a_script(

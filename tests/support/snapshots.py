@@ -109,7 +109,7 @@ def _stable(text: str, folder: Path) -> str:
         text = text.replace(str(path), name)
     for pattern, replacement in VOLATILE:
         text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
-    before, found, samples = text.partition("== sample continuations")
+    before, found, samples = text.partition("  prompt  ")
     return before + found + re.sub(SAMPLE, r"\1TEXT\n", samples, flags=re.MULTILINE)
 
 
