@@ -16,7 +16,7 @@ from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.sample_report import SampleReport, SamplingSettings
+    from kdpipe.schemas.sample_report import RunSamples, SampleReport, SamplingSettings
 
 SampledModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a Hub id.")]
 Temperature = Annotated[
@@ -139,7 +139,26 @@ def page(report: "SampleReport") -> str:
         source = "" if sampled.document is None else f", validation document {sampled.document:,}"
         texts = {label: part.text for label, part in zip(labels, sampled.continuations, strict=True)}
         lines += [f"{number:,} of {len(report.samples):,}{source}", *continuations(sampled.prompt, texts), ""]
-    return "\n".join(lines[:-1])
+    return "\n".join([*lines[:-1], *(f"note: {note}" for note in report.notes)])
+
+
+def last_lines(samples: "RunSamples") -> list[str]:
+    """The texts of a run's last evaluation: a line with the end of each prompt, and one with the start of its text."""
+    width = min(shutil.get_terminal_size().columns, WIDEST) - 1
+    room = width - 2 - len("prompt") - 2
+    lines = [f"samples at step {samples.step:,}, from samples.jsonl"]
+    for sample in samples.samples:
+        prompt, text = (_one_line(part) for part in (sample.prompt, sample.text))
+        prompt = prompt if len(prompt) <= room else f"...{prompt[3 - room :]}"
+        text = text if len(text) <= room else f"{text[: room - 3]}..."
+        lines += [f"  prompt  {prompt}", f"  text    {text}".rstrip()]
+    return lines
+
+
+def _one_line(text: str) -> str:
+    """A text with spaces instead of line breaks, and escape sequences instead of control characters."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)
 
 
 def continuations(prompt: str, texts: Mapping[str, str]) -> list[str]:

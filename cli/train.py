@@ -11,6 +11,7 @@ from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import train_settings
 from kdpipe.cli.progress import shown_progress
 from kdpipe.cli.quantities import duration, share, size
+from kdpipe.cli.sample import last_lines
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def train(
 def page(report: "TrainReport") -> str:
     """The report as text."""
     lines = [report.run, *console.facts([*_extent(report), *_trained(report), *_effort(report)])]
+    if report.samples is not None:
+        lines += last_lines(report.samples)
     if report.dry_run is not None:
         lines.append(
             f"dry run: OK; the whole run needs about {duration(report.dry_run.seconds)} and "

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.evaluation.stored import base_model_of, is_run, load_settings, student_folder
-from kdpipe.pipeline.generation.cache_prompts import CachePrompt, cache_prompts
+from kdpipe.pipeline.generation.cache_prompts import CachePrompt, cache_prompts, has_ranges
 from kdpipe.pipeline.generation.text_generator import TextGenerator
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.model_info import read_model_info
@@ -26,6 +26,7 @@ from kdpipe.schemas.sample_report import Continuation, SampledModel, SampleRepor
 
 # Prompts from the validation split where none is given.
 N_PROMPTS = 3
+INSIDE = "the cache holds out ranges of long documents for validation: a prompt may start inside a document"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,9 @@ class Prompt:
 
 
 def sample(request: SampleRequest, progress: Progress) -> SampleReport:
-    prompts = [Prompt(text=text) for text in request.prompts] or _validation_prompts(request.models[0].name)
+    prompts, notes = [Prompt(text=text) for text in request.prompts], ()
+    if not prompts:
+        prompts, notes = _validation_prompts(request.models[0].name)
     models, columns = [], []
     for model in request.models:
         with loaded_model(model, progress) as (generator, record):
@@ -72,6 +75,7 @@ def sample(request: SampleRequest, progress: Progress) -> SampleReport:
             TextSample(prompt=prompt.text, document=prompt.document, continuations=continuations)
             for prompt, continuations in zip(prompts, zip(*columns, strict=True), strict=True)
         ),
+        notes=notes,
     )
 
 
@@ -113,8 +117,8 @@ def _continuations(
     return [Continuation(model=name, text=part.text, n_tokens=len(part.ids), ended=part.ended) for part in generated]
 
 
-def _validation_prompts(name: str) -> list[Prompt]:
-    """The starts of validation documents of a run's cache."""
+def _validation_prompts(name: str) -> tuple[list[Prompt], tuple[str, ...]]:
+    """The starts of validation documents of a run's cache, and a note if documents may be ranges of longer ones."""
     folder = Path(name).expanduser()
     if not is_run(folder):
         raise ConfigError(f"no prompt given, and {name} is not a run", hint="give --prompt TEXT or --prompts FILE")
@@ -127,4 +131,6 @@ def _validation_prompts(name: str) -> list[Prompt]:
     if not prompts or tokenizer is None:
         missing = "validation documents" if not prompts else "tokenizer"
         raise ConfigError(f"the run's cache {path} has no {missing}", hint="give --prompt TEXT or --prompts FILE")
-    return [Prompt(text=str(tokenizer.fast.decode(list(prompt.ids))), document=prompt.document) for prompt in prompts]
+    notes = (INSIDE,) if has_ranges(cache) else ()
+    texts = [str(tokenizer.fast.decode(list(prompt.ids))) for prompt in prompts]
+    return [Prompt(text=text, document=prompt.document) for text, prompt in zip(texts, prompts, strict=True)], notes

@@ -4,6 +4,7 @@ In: a run. Out: the JSON document of `--json`, key by key.
 """
 
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.sample_report import RunSamples
 
 
 class TermReport(Record):
@@ -42,7 +43,7 @@ class Estimate(Record):
 
 class TrainReport(Record):
     """A run of `train`; `waiting_share` is the share of time spent waiting for the cache, `evaluation` that of the
-    final student, None without a validation split.
+    final student and `samples` are its texts, None without a validation split.
     """
 
     run: str
@@ -62,6 +63,7 @@ class TrainReport(Record):
     terms: dict[str, TermReport]
     loss: float | None
     evaluation: dict[str, float | int | str | None] | None
+    samples: RunSamples | None = None
     best: BestReport | None
     skipped: int
     rollbacks: int

@@ -48,8 +48,26 @@ class TextSample(Record):
 
 
 class SampleReport(Record):
-    """Prompts and their continuations."""
+    """Prompts and their continuations, and remarks."""
 
     models: tuple[SampledModel, ...]
     settings: SamplingSettings
     samples: tuple[TextSample, ...]
+    notes: tuple[str, ...] = ()
+
+
+class RunSample(Record):
+    """The start of a validation document and the text that a student in training generates after it."""
+
+    document: int
+    prompt: str
+    text: str
+    n_tokens: int
+    ended: bool
+
+
+class RunSamples(Record):
+    """A line of samples.jsonl: the texts of the evaluation after a step."""
+
+    step: int
+    samples: tuple[RunSample, ...]

@@ -239,11 +239,14 @@ class RunSettings(Record):
 
 class EvaluationSettings(Record):
     """Evaluation on the validation split: `every` so many steps [a tenth of the run] and at the end, on at most `limit`
-    sequences; `metric` selects the best student [loss; cross_entropy if loss weights change]."""
+    sequences; `metric` selects the best student [loss; cross_entropy if loss weights change]. Each evaluation also
+    continues `samples` validation prompts by `sample_tokens` tokens, in samples.jsonl."""
 
     every: Count | None = None
     limit: Count | None = 256
     metric: BestMetric | None = None
+    samples: int = Field(default=3, ge=0, le=100)
+    sample_tokens: int = Field(default=32, ge=1, le=4096)
 
 
 class CheckpointSettings(Record):

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 from kdpipe.pipeline.models.head import TOLERANCE
+from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.pipeline.models.probe import probe_ids
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.sample_report import SamplingSettings
@@ -61,6 +62,7 @@ class TextGenerator:
         self.model, self.tokenizer, self.max_positions = model, tokenizer, max_positions
         self._vocabulary_size = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.stops = sorted({*_stop_ids(model, tokenizer), *more_stops})
+        self._takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
         self._pads: bool | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -135,7 +137,6 @@ class TextGenerator:
     def _run(self, prompts: Sequence[Sequence[int]], **options: Any) -> Any:
         """transformers' generate for a batch, padded on the left."""
         device, longest = next(self.model.parameters()).device, max(map(len, prompts))
-        takes_mask = "attention_mask" in inspect.signature(self.model.forward).parameters
         ids_BT = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
         for row, ids in enumerate(prompts):
@@ -145,12 +146,14 @@ class TextGenerator:
         chosen = configuration(
             do_sample=False, eos_token_id=self.stops or None, pad_token_id=self.stops[0] if self.stops else 0
         )
-        options |= {"attention_mask": mask_BT.to(device)} if takes_mask else {}
+        options |= {"attention_mask": mask_BT.to(device)} if self._takes_mask else {}
         with _no_defaults(self.model), torch.no_grad():
             return self.model.generate(input_ids=ids_BT.to(device), generation_config=chosen, **options)
 
     def _accepts_padding(self) -> bool:
         """Whether the logits of a prompt are the same in a padded batch and alone; probed once."""
+        if not self._takes_mask:
+            return False
         if self._pads is None:
             longest, length = PROBED
             ids = probe_ids(longest, self._vocabulary_size, torch.device("cpu")).tolist()
@@ -160,7 +163,9 @@ class TextGenerator:
                     self._run(rows, **options).logits[0][-1] for rows in ((ids, ids[:length]), (ids[:length],))
                 )
                 self._pads = bool((padded - alone).abs().max() <= TOLERANCE[alone.dtype] * alone.abs().max())
-            except (TypeError, ValueError, RuntimeError, NotImplementedError):  # it takes no mask
+            except (TypeError, ValueError, RuntimeError) as error:  # of a model's own code
+                if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                    raise
                 self._pads = False
         return self._pads
 

@@ -54,6 +54,7 @@ class Loop:
         checkpoints, done, best = self._session.checkpoints, self.state.step, self.state.best
         if scheduled and checkpoints.should_evaluate(done):
             self.state = checkpoints.evaluate(self.state, self.last)
+            self._session.samples.write(done)
         if checkpoints.should_save(done) or self.state.best != best:
             self.state = self.state.model_copy(update={"snapshot": done})
             checkpoints.save(self.state)
@@ -75,6 +76,7 @@ class Loop:
     def _roll_back(self) -> None:
         """Return to the last good student; later steps no longer count, and the data continue."""
         good = self._session.checkpoints.roll_back(self.state.snapshot)
+        self._session.samples.rewind(good.step)
         self.guard.roll_back(good.guard)
         counts = good.model_dump(include={"step", "positions", "tokens", "phase", "order_began"})
         update = {**counts, "snapshot": good.step, "best": good.best, "guard": self.guard.state}

@@ -19,6 +19,7 @@ from kdpipe.pipeline.models.precision import Precision, choose_precision
 from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
 from kdpipe.pipeline.students.compatibility import Compatibility, check_compatibility
 from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
+from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.training import cache_requirements, memorization, run_folder
 from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
@@ -43,13 +44,14 @@ RISING: frozenset[BestMetric] = frozenset({"top1_agreement"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run before its first step; `record` identifies it, `validation`: None without a validation split."""
+    """A run before its first step; `record` identifies it. None: the cache has no validation split, or no tokenizer."""
 
     settings: TrainSettings
     record: RunRecord
     cache: Cache
     validation: Cache | None
     student: ResolvedStudent
+    tokenizer: LoadedTokenizer | None
     compatibility: Compatibility
     plan: StepPlan
     curriculum: Curriculum
@@ -124,6 +126,7 @@ def plan_run(settings: TrainSettings, progress: Progress) -> Run:
         cache=cache,
         validation=validation,
         student=student,
+        tokenizer=kept.loaded,
         compatibility=compatibility,
         plan=plan,
         curriculum=curriculum,

@@ -34,6 +34,8 @@ MAY_DIFFER: Final = (
     "settings.student.name",
     "settings.student.gradient_checkpointing",
     "settings.out",
+    "settings.evaluation.samples",
+    "settings.evaluation.sample_tokens",
     "settings.report_to",
     "settings.saving.",
     "settings.machine.device",

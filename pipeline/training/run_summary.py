@@ -40,6 +40,7 @@ def report(session: Session, loop: Loop, evaluation: Evaluation | None, started:
         terms={run.term_name(name, temperature): term for name, term in _terms(loop).items()},
         loss=None if loop.last is None else loop.last.loss,
         evaluation=None if evaluation is None else evaluation.summary,
+        samples=None if evaluation is None or evaluation.step is None else session.samples.of_step(evaluation.step),
         best=None
         if best is None
         else BestReport(step=best.step, metric=_metric_name(run.metric, evaluation), value=best.value),
@@ -62,7 +63,8 @@ def estimate(session: Session, loop: Loop) -> Estimate:
     evaluating = 0.0
     if session.validation is not None:
         session.validation.of_step(loop.state)
-        evaluating = session.validation.seconds
+        session.samples.generate()
+        evaluating = session.validation.seconds + session.samples.seconds
     saving = _seconds_of(lambda: policy.save(loop.state))
     path = checkpoints.latest(session.folder, session.run.record, session.progress.warning)
     assert path is not None, "a checkpoint was just written"

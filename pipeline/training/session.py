@@ -15,6 +15,7 @@ from kdpipe.pipeline.training.checkpoint_policy import CheckpointPolicy
 from kdpipe.pipeline.training.interruptions import StopRequest
 from kdpipe.pipeline.training.metrics import FILE, Metrics
 from kdpipe.pipeline.training.run import Run
+from kdpipe.pipeline.training.samples import ValidationSamples
 from kdpipe.pipeline.training.step_log import StepLog
 from kdpipe.pipeline.training.trackers import TrackedRun, Trackers
 from kdpipe.pipeline.training.train_state import TrainState
@@ -37,6 +38,7 @@ class Session:
     log: StepLog
     checkpoints: CheckpointPolicy
     validation: Validation | None
+    samples: ValidationSamples
 
 
 @contextmanager
@@ -87,4 +89,5 @@ def open_session(
             log=log,
             checkpoints=CheckpointPolicy(run, train_state, folder, log, validation, progress.warning),
             validation=validation,
+            samples=ValidationSamples(run, train_state, folder, state.step, progress),
         )

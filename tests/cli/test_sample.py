@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cli import main
-from kdpipe.cli.sample import continuations, page
-from kdpipe.schemas.sample_report import Continuation, SampledModel, SampleReport, SamplingSettings, TextSample
+from kdpipe.cli.sample import continuations, last_lines, page
+from kdpipe.schemas.sample_report import (
+    Continuation,
+    RunSample,
+    RunSamples,
+    SampledModel,
+    SampleReport,
+    SamplingSettings,
+    TextSample,
+)
 from support.corpora import CHATML, small_tokenizer
 from support.models import tiny_llama
 
@@ -83,6 +91,19 @@ def test_texts_are_side_by_side_where_there_is_room(monkeypatch: pytest.MonkeyPa
     narrow = continuations("Once", texts)
     assert narrow[:3] == ["  prompt  Once", "  a       first", "          second"]
     assert narrow[3].startswith("  b       one two")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_last_samples_of_a_run_are_short_and_harmless(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    sample = RunSample(document=3, prompt=f"{LONG}the end", text=f"\x1b[31mred\n\u202e{LONG}", n_tokens=9, ended=False)
+    empty = sample.model_copy(update={"prompt": "Once", "text": ""})
+    lines = last_lines(RunSamples(step=1200, samples=(sample, empty)))
+    assert "1,200" in lines[0]
+    assert lines[1].endswith("the end") and lines[1].startswith("  prompt  ...")
+    assert lines[2].startswith(r"  text    \x1b[31mred \u202e") and lines[2].endswith("...")
+    assert lines[3:] == ["  prompt  Once", "  text"]
+    assert max(map(len, lines[1:])) < columns
 
 
 def test_blank_lines_are_kept_but_not_repeated() -> None:

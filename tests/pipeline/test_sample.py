@@ -8,6 +8,7 @@ import torch
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.generation.cache_prompts import TEXT_TOKENS, cache_prompts
 from kdpipe.pipeline.sample import ModelRequest, SampleRequest, sample
+from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.sample_report import SampleReport, SamplingSettings
@@ -55,6 +56,7 @@ def test_without_prompts_three_validation_documents_of_the_run_are_continued(fol
     assert all(len(prompt.ids) <= TEXT_TOKENS for prompt in prompts)
     tokens = split.tokens(0).tokens.tolist()
     assert list(prompts[0].ids) == tokens[: len(prompts[0].ids)]
+    assert report.notes == ()
     assert [model.name for model in report.models] == [str(folder / "run"), str(folder / "teacher")]
     assert report.models[1].n_parameters > 0
 
@@ -76,6 +78,32 @@ def test_the_prompt_of_a_pair_ends_where_its_response_begins(tmp_path: Path) -> 
         n = len(prompt.ids)
         assert rows.tokens[start : start + n].tolist() == list(prompt.ids)
         assert not rows.loss_mask[start : start + n - 1].any() and rows.loss_mask[start + n - 1]
+
+
+def test_a_prompt_is_the_start_of_a_document_whose_last_piece_is_stored_first(tmp_path: Path) -> None:
+    stage_two.stage_one.make_inputs(tmp_path)
+    long, short = "first words of it, " + "then many more words " * 40, "a short text of some words. " * 2
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": f"{n} {text}"} for n in range(40) for text in (short, long)])
+    split = open_cache(stage_two.make_cache(tmp_path, data={"val_fraction": 0.3}), "validation")
+    tokenizer = load_cached_tokenizer(split)[1]
+    assert tokenizer is not None
+    sequences = [split.tokens(number) for number in range(len(split))]
+    pieces = [document for rows in sequences for document in rows.documents.tolist()]
+    prompts = cache_prompts(split, len(split))
+    assert len({prompt.document for prompt in prompts}) == len(prompts) > 3
+    assert len(pieces) > len(set(pieces))
+    for prompt in prompts:
+        text = tokenizer.fast.decode(list(prompt.ids), skip_special_tokens=True)
+        assert text.split()[0].isdecimal() and text.split()[1] in ("first", "a"), text
+
+
+def test_prompts_from_ranges_of_long_documents_are_noted(tmp_path: Path) -> None:
+    stage_two.stage_one.make_inputs(tmp_path)
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": "\n\n".join(f"paragraph {n} of the text" for n in range(3000))}])
+    stage_two.make_cache(tmp_path, data={"val_fraction": 0.1})
+    stage_two.run(stage_two.settings_for(tmp_path, run={"max_steps": 1}))
+    report = run(tmp_path / "run")
+    assert len(report.notes) == 1 and "ranges" in report.notes[0]
 
 
 def test_an_adapter_is_sampled_with_its_base(folder: Path) -> None:

@@ -51,6 +51,7 @@ COMMANDS = {
 }
 # What differs between machines, runs and versions, with what replaces it.
 VOLATILE = (
+    (r"^  text(    .*)?$", "  text    TEXT"),
     (r"\b[0-9a-f]{12,64}\b", "ID"),
     (r"[█#]+$", "BAR"),
     (r"kdpipe \d[\w.+]*", "kdpipe VERSION"),
