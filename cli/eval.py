@@ -1,4 +1,4 @@
-"""`kdpipe eval`: compares a student with the teacher of a cache, and runs lm-eval tasks."""
+"""`kdpipe eval`: compares a student with the teacher of a cache, and runs HumanEval and lm-eval tasks."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +34,12 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", metavar="NAME,NAME", help="lm-eval tasks: names or YAML files."),
+        typer.Option("--tasks", metavar="NAME,NAME", help="humaneval, or lm-eval tasks: names or YAML files."),
     ] = None,
+    unsafe_no_sandbox: Annotated[
+        bool,
+        typer.Option("--unsafe-no-sandbox", help="humaneval: run generated programs with your own permissions."),
+    ] = False,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Use the finished parts of an incomplete cache.")
     ] = False,
@@ -61,6 +65,7 @@ def evaluate(
         split=split,
         limit=limit,
         tasks=tuple(word.strip() for word in (tasks or "").split(",") if word.strip()),
+        unsafe_no_sandbox=unsafe_no_sandbox,
         allow_partial=allow_partial,
         device=devices,
         batch_size=batch_size,

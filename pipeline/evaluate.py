@@ -1,4 +1,4 @@
-"""`kdpipe eval`: a student on a split of a cache, and on lm-eval tasks.
+"""`kdpipe eval`: a student on a split of a cache, on HumanEval, and on lm-eval tasks.
 
 In: an `EvalRequest`. Out: an `EvalReport`. No teacher is loaded: its predictions are in the cache.
 """
@@ -13,9 +13,12 @@ from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
 from kdpipe.cache.verify.first_use import check_before_use
 from kdpipe.pipeline.batches.prefetch import loading_threads
+from kdpipe.pipeline.evaluation import humaneval
 from kdpipe.pipeline.evaluation.measure import Evaluator
+from kdpipe.pipeline.evaluation.sandbox import UNSAFE
 from kdpipe.pipeline.evaluation.stored import base_model_of, student_folder
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
+from kdpipe.pipeline.generation.text_generator import TextGenerator
 from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import choose_precision
@@ -43,6 +46,7 @@ class EvalRequest:
     split: SplitName = "validation"
     limit: int | None = None
     tasks: tuple[str, ...] = ()
+    unsafe_no_sandbox: bool = False
     allow_partial: bool = False
     device: str = "auto"
     batch_size: int = 8
@@ -51,8 +55,7 @@ class EvalRequest:
 
 
 def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
-    if request.tasks:
-        check_tasks(request.tasks)
+    _check_tasks(request)
     retry_policy = RetryPolicy(budget=request.retry_for, report=progress.message)
     cache = open_cache(request.cache, request.split, allow_partial=request.allow_partial, retry_policy=retry_policy)
     folder = student_folder(request.student)
@@ -78,10 +81,11 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
     for note in (description_of(student), *compatibility.notes, *student.notes):
         progress.message(note)
     measured = evaluator.measure(student, precision, progress=progress)
+    tasks, task_notes = _tasks(request, student, tokenizer, progress)
     return EvalReport(
         **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
         by_entropy=measured.by_entropy,
-        tasks=_tasks(request, student, tokenizer),
+        tasks=tasks,
         settings=EvalSettings(
             cache=cache.url,
             cache_id=cache.cache_id,
@@ -93,7 +97,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
             device=str(device),
             precision=precision.name,
         ),
-        notes=tuple(_notes(cache, measured)),
+        notes=(*_notes(cache, measured), *task_notes),
     )
 
 
@@ -119,14 +123,44 @@ def _pretrained(student: ResolvedStudent) -> ResolvedStudent:
     return student
 
 
-def _tasks(request: EvalRequest, student: Student, tokenizer: CacheTokenizer) -> dict[str, dict[str, float]]:
+def _check_tasks(request: EvalRequest) -> None:
+    """Refuse tasks that cannot be run, before anything is loaded."""
+    if humaneval.NAME in request.tasks:
+        humaneval.check_humaneval(sandboxed=not request.unsafe_no_sandbox)
+    elif request.unsafe_no_sandbox:
+        raise ConfigError(f"{UNSAFE} is for --tasks {humaneval.NAME}", hint=f"remove {UNSAFE}")
+    if library_tasks := _library_tasks(request):
+        check_tasks(library_tasks)
+
+
+def _library_tasks(request: EvalRequest) -> list[str]:
+    return [task for task in request.tasks if task != humaneval.NAME]
+
+
+def _tasks(
+    request: EvalRequest, student: Student, tokenizer: CacheTokenizer, progress: Progress
+) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:
+    """The metrics of each task, and notes on them."""
     if not request.tasks:
-        return {}
+        return {}, ()
     if tokenizer.loaded is None:
         raise ConfigError(f"{request.cache} has no tokenizer, which tasks need", hint="remove --tasks")
-    return run_tasks(
-        student.model, tokenizer.loaded.fast, request.tasks, limit=request.limit, batch_size=request.batch_size
-    )
+    metrics: dict[str, dict[str, float]] = {}
+    notes: tuple[str, ...] = ()
+    fast = tokenizer.loaded.fast
+    if humaneval.NAME in request.tasks:
+        student.model.eval()
+        result = humaneval.run_humaneval(
+            TextGenerator(student.model, fast, student.shape.max_positions),
+            humaneval.load_problems(humaneval.problems_file(), request.limit),
+            progress,
+            batch_size=request.batch_size,
+            sandboxed=not request.unsafe_no_sandbox,
+        )
+        metrics[humaneval.NAME], notes = result.metrics, result.notes
+    if library_tasks := _library_tasks(request):
+        metrics |= run_tasks(student.model, fast, library_tasks, limit=request.limit, batch_size=request.batch_size)
+    return metrics, notes
 
 
 def _notes(cache: Cache, measured: Evaluation) -> list[str]:

@@ -60,7 +60,8 @@ class Prompt:
 
 
 def sample(request: SampleRequest, progress: Progress) -> SampleReport:
-    prompts, notes = [Prompt(text=text) for text in request.prompts], ()
+    prompts = [Prompt(text=text) for text in request.prompts]
+    notes: tuple[str, ...] = ()
     if not prompts:
         prompts, notes = _validation_prompts(request.models[0].name)
     models, columns = [], []

@@ -128,7 +128,8 @@ def _dry_run(run: Run, train_state: TrainState, progress: Progress, stop: StopRe
             whole_run = estimate(session, loop)
             student = save_final(session, loop.state)
             train_report = report(session, loop, student.evaluation, started)
-            return train_report.model_copy(update={"run": run.settings.out or "", "dry_run": whole_run, "final": None})
+            update = {"run": run.settings.out or "", "dry_run": whole_run, "final": None, "samples": None}
+            return train_report.model_copy(update=update)
 
 
 def _claim(folder: Path, run: Run, options: TrainOptions, progress: Progress) -> tuple[Path | None, bool]:

@@ -19,8 +19,8 @@ from kdpipe.pipeline.diagnosis.machine import EXTRAS as EXTRA_MODULES
 from support.source import LAYERS, PUBLIC, ROOT, modules
 
 EXTRAS = {
-    "dev", "eval", "gcs", "hub", "large", "mlflow", "pandas", "peft", "quant", "s3", "sign", "tensorboard", "trackio",
-    "wandb",
+    "dev", "eval", "gcs", "hub", "humaneval", "large", "mlflow", "pandas", "peft", "quant", "s3", "sign", "tensorboard",
+    "trackio", "wandb",
 }  # fmt: skip
 
 

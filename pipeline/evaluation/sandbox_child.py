@@ -26,10 +26,14 @@ NEW_USERS, NEW_PIDS, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, REMOUNT = 1, 2, 4, 8, 32
 NO_ATIME, NO_DIR_ATIME, BIND, RECURSIVE, PRIVATE, RELATIME = 1 << 10, 1 << 11, 1 << 12, 1 << 14, 1 << 18, 1 << 21
 STATVFS_RELATIME = 1 << 12
-DETACH, NO_NEW_PRIVILEGES = 2, 38
+DETACH = 2
+# linux/prctl.h
+END_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 # Both ids of the program: root has no limit on processes.
 NOBODY = 65534
+# Python may be installed below /tmp.
+WORK = "/kdpipe"
 SYSTEM_LIBRARIES = ("/usr", "/lib", "/lib64", "/lib32")
 
 
@@ -60,8 +64,8 @@ def map_users(pid: int | str, *, by_root: bool) -> None:
         (folder / name).write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n" if by_root else f"{NOBODY} {own} 1\n")
 
 
-def enter_root(root: str, files: dict[str, str], tmp_bytes: int) -> None:
-    """Make a folder the root: Python and system libraries, read-only, some files, and a small /tmp."""
+def enter_root(root: str, files: dict[str, str], work_bytes: int) -> None:
+    """Make a folder the root: Python and system libraries, read-only, some files, and a small folder to write to."""
     mount(None, "/", None, RECURSIVE | PRIVATE)
     mount("tmpfs", root, "tmpfs", NO_SUID | NO_DEVICES, "size=4m,mode=755")
     bound: list[str] = []
@@ -76,18 +80,18 @@ def enter_root(root: str, files: dict[str, str], tmp_bytes: int) -> None:
             bound.append(path)
     for name, text in files.items():
         Path(root, name).write_text(text, encoding="utf-8")
-    os.mkdir(f"{root}/tmp")
+    os.mkdir(root + WORK)
     for point in sorted(_mount_points(root)):
         status = os.statvfs(point).f_flag
         kept = status & (NO_SUID | NO_DEVICES | NO_EXEC | NO_ATIME | NO_DIR_ATIME)
         kept |= RELATIME if status & STATVFS_RELATIME else 0
         mount(None, point, None, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEVICES | kept)
-    mount("tmpfs", f"{root}/tmp", "tmpfs", NO_SUID | NO_DEVICES, f"size={tmp_bytes},nr_inodes=1000,mode=1777")
+    mount("tmpfs", root + WORK, "tmpfs", NO_SUID | NO_DEVICES, f"size={work_bytes},nr_inodes=1000,mode=1777")
     os.chdir(root)
     # The old root is mounted over the new one, and removed.
     system("syscall", PIVOT_ROOT[platform.machine()], ".", ".")
     system("umount2", ".", DETACH)
-    os.chdir("/tmp")
+    os.chdir(WORK)
 
 
 def _mount_points(root: str) -> list[str]:
@@ -118,6 +122,7 @@ def limit(limits: dict[str, int], *, isolated: bool) -> None:
 def become_program(spec: dict[str, Any], folder: str, *, by_root: bool) -> None:
     """Replace this process by the command of a spec; it does not return."""
     isolated, null = spec["isolated"], os.open(os.devnull, os.O_RDWR)
+    python = os.path.realpath(sys.executable)
     if isolated:
         enter_namespaces()
         enter_root(folder, spec["files"], spec["limits"]["file_bytes"])
@@ -126,18 +131,19 @@ def become_program(spec: dict[str, Any], folder: str, *, by_root: bool) -> None:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
         system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        system("prctl", END_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     else:
         for name, text in spec["files"].items():
             Path(folder, name).write_text(text, encoding="utf-8")
         os.chdir(folder)
     limit(spec["limits"], isolated=isolated)
     place = "/" if isolated else folder
-    command = [os.path.realpath(sys.executable), "-P", "-s", "-S", "-B", os.path.join(place, spec["command"][0])]
+    command = [python, "-P", "-s", "-S", "-B", os.path.join(place, spec["command"][0])]
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    environment = {"PATH": "/usr/bin:/bin", "HOME": os.getcwd(), "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", **kept}
+    environment = {"HOME": os.getcwd(), "TMPDIR": os.getcwd(), "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", **kept}
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.execve(command[0], [*command, place, *spec["command"][1:]], environment)
+    os.execve(python, [*command, place, *spec["command"][1:]], environment)
 
 
 if __name__ == "__main__":

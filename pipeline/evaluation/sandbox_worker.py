@@ -81,7 +81,10 @@ def main(folder: str, mode: str, name: str, descriptors: list[int]) -> None:
         return
     with os.fdopen(descriptors[2], "w") as result:
         try:
-            runpy.run_path(os.path.join(folder, "source.py"))["check"](remote(calls, answers))
+            check = runpy.run_path(os.path.join(folder, "source.py"))["check"]
+            # A test may also call the function by its name.
+            check.__globals__[name] = function = remote(calls, answers)
+            check(function)
             result.write(PASSED)
         except Exception as error:
             result.write(f"{type(error).__name__}: {error}"[:200])

@@ -47,7 +47,7 @@ def _refuse_code(task: str, manager: Any) -> None:
         which = task if names == [task] else f"{task} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         raise ConfigError(
             f"--tasks {which} executes code that the student generates, which this version does not support",
-            hint=f"remove {task} from --tasks, or run it in a sandbox with lm-eval --confirm_run_unsafe_code",
+            hint=f"remove {task} from --tasks, or run it in a container with lm-eval --confirm_run_unsafe_code",
         )
 
 

@@ -74,6 +74,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
             "--split",
             "--limit",
             "--tasks",
+            "--unsafe-no-sandbox",
             "--allow-partial",
             "--verify",
             "--retry-for",
