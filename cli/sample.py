@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,40 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import SEED, Devices, Json, Quiet, RunModelCode
+from kdpipe.cli.common_options import Json, Quiet
 from kdpipe.cli.compare import names
 from kdpipe.cli.progress import shown_progress
+from kdpipe.cli.sampling_options import SamplingOptions, with_sampling_options
 from kdpipe.schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.sample_report import RunSamples, SampleReport, SamplingSettings
+    from kdpipe.schemas.sample_report import RunSamples, SampleReport
 
-SampledModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a Hub id.")]
-Temperature = Annotated[
-    float,
-    typer.Option("--temperature", min=0.0, metavar="T", help="Sampling temperature [0.7].", show_default=False),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        help="Sample from the top tokens that have this share of the mass [1].",
-        show_default=False,
-    ),
-]
-SamplingSeed = Annotated[int, typer.Option(SEED.name, min=0, metavar=SEED.metavar, help=SEED.help, show_default=False)]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")]
-Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="NAME", help="Commit, tag or branch of the model on the Hub.")
-]
 # Two texts are shown side by side where each has so many columns.
 SIDE_BY_SIDE = 50
 WIDEST = 120
 
 
+@with_sampling_options(max_new_tokens=64, what="the text")
 def sample(
-    model: SampledModelName,
+    given: SamplingOptions,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue (repeatable).")
     ] = None,
@@ -57,23 +41,6 @@ def sample(
         list[str] | None,
         typer.Option("--beside", metavar="MODEL", help="Another model to continue the same prompts (repeatable)."),
     ] = None,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 1.0,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens",
-            min=1,
-            metavar="N",
-            help="Maximum length of the text, in tokens [64].",
-            show_default=False,
-        ),
-    ] = 64,
-    seed: SamplingSeed = 0,
-    greedy: Greedy = False,
-    revision: Revision = None,
-    trust_remote_code: RunModelCode = False,
-    devices: Devices = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -82,28 +49,15 @@ def sample(
     Without prompts, three documents of the validation split of the run's cache are continued.
     """
     texts = (*(prompt or ()), *(() if prompts is None else _read_prompts(prompts)))
-    settings = sampling_settings(temperature, top_p, max_new_tokens, seed, greedy=greedy)
-    from kdpipe.pipeline.sample import ModelRequest, SampleRequest
+    settings = given.settings()
+    from kdpipe.pipeline.sample import SampleRequest
     from kdpipe.pipeline.sample import sample as run
 
-    first = ModelRequest(name=model, revision=revision, trust_remote_code=trust_remote_code, devices=devices)
-    others = [ModelRequest(name=name, trust_remote_code=trust_remote_code, devices=devices) for name in beside or ()]
+    first = given.request()
+    others = [replace(first, name=name, revision=None) for name in beside or ()]
     with shown_progress(quiet=quiet) as progress:
         report = run(SampleRequest(models=(first, *others), settings=settings, prompts=texts), progress)
     console.reply(report, page(report), as_json=json)
-
-
-def sampling_settings(
-    temperature: float, top_p: float, max_new_tokens: int, seed: int, *, greedy: bool
-) -> "SamplingSettings":
-    """The settings of the options; --greedy sets the temperature to 0."""
-    if not 0 < top_p <= 1:
-        raise UsageError(f"--top-p {top_p:g} is not a share above 0 and at most 1", hint="give one such as 0.9")
-    from kdpipe.schemas.sample_report import SamplingSettings
-
-    return SamplingSettings(
-        temperature=0.0 if greedy else temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
-    )
 
 
 def _read_prompts(path: Path) -> list[str]:
