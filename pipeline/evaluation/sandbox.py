@@ -57,7 +57,7 @@ def check(candidate):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ProgramLimits:
     """Of each process; `wall_seconds` end programs that wait, and `file_bytes` also bound all its files together."""
 
     cpu_seconds: int = 5
@@ -92,7 +92,7 @@ def check_sandbox() -> None:
     if not sys.platform.startswith("linux"):
         raise _refusal(f"sandboxes need Linux, and this is {sys.platform}")
     try:
-        outcome = run_test(ProgramTest(program=PROBE, test=PROBE_TEST, function="probe"), Limits())
+        outcome = run_test(ProgramTest(program=PROBE, test=PROBE_TEST, function="probe"), ProgramLimits())
     except SandboxRefused as error:
         raise _refusal(error.message) from None
     if not outcome.passed:
@@ -106,7 +106,7 @@ def _refusal(why: str) -> ConfigError:
     )
 
 
-def run_test(given: ProgramTest, limits: Limits, *, isolated: bool = True) -> ProgramOutcome:
+def run_test(given: ProgramTest, limits: ProgramLimits, *, isolated: bool = True) -> ProgramOutcome:
     """Run a program and its test; `SandboxRefused` if they could not be started."""
     deadline = time.monotonic() + limits.wall_seconds
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ class _Process:
 
 @contextmanager
 def _process(
-    command: Sequence[str], source: str, ends: Sequence[FileIO], limits: Limits, isolated: bool
+    command: Sequence[str], source: str, ends: Sequence[FileIO], limits: ProgramLimits, isolated: bool
 ) -> Iterator[_Process]:
     """Start the worker with a source and ends of pipes in a child; the end of the block ends it."""
     descriptors = [end.fileno() for end in ends]

@@ -11,18 +11,24 @@ from typing import Any
 import pytest
 
 from kdpipe.pipeline.evaluation import humaneval
-from kdpipe.pipeline.evaluation.humaneval import Problem, check_humaneval, load_problems, problems_file, run_humaneval
-from kdpipe.pipeline.evaluation.sandbox import Limits, check_sandbox, run_test
+from kdpipe.pipeline.evaluation.humaneval import (
+    HumanEvalProblem,
+    check_humaneval,
+    load_problems,
+    problems_file,
+    run_humaneval,
+)
+from kdpipe.pipeline.evaluation.sandbox import ProgramLimits, check_sandbox, run_test
 from kdpipe.pipeline.generation.text_generator import Generated
 from kdpipe.schemas.errors import ConfigError
 from support.recording import RecordingProgress
 
-LIMITS = Limits(cpu_seconds=20, wall_seconds=120.0)
+LIMITS = ProgramLimits(cpu_seconds=20, wall_seconds=120.0)
 
 
-def problem(number: int, body: str) -> Problem:
+def problem(number: int, body: str) -> HumanEvalProblem:
     """A problem whose solution is a body."""
-    return Problem(
+    return HumanEvalProblem(
         task_id=f"HumanEval/{number}",
         prompt=f'from typing import List\n\n\ndef f{number}(n: int) -> List[int]:\n    """ Numbers below n.\n    """\n',
         entry_point=f"f{number}",

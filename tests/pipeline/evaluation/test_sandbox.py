@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from kdpipe.pipeline.evaluation import sandbox
-from kdpipe.pipeline.evaluation.sandbox import Limits, ProgramOutcome, ProgramTest, check_sandbox, run_test
+from kdpipe.pipeline.evaluation.sandbox import ProgramLimits, ProgramOutcome, ProgramTest, check_sandbox, run_test
 from kdpipe.pipeline.evaluation.sandbox_worker import decode, encode
 from kdpipe.schemas.errors import ConfigError
 
 # Startup takes processor time too.
-SHORT = Limits(cpu_seconds=2, wall_seconds=60.0, memory_bytes=300 << 20, file_bytes=1 << 20)
+SHORT = ProgramLimits(cpu_seconds=2, wall_seconds=60.0, memory_bytes=300 << 20, file_bytes=1 << 20)
 ADDS = ProgramTest(
     program="def add(a, b):\n    return a + b\n",
     test="def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate([1], ()) == [1]\n",
@@ -31,7 +31,9 @@ def sandboxes() -> None:
         pytest.skip(error.message)
 
 
-def outcome(program: str, expected: str = "True", *, limits: Limits = SHORT, isolated: bool = True) -> ProgramOutcome:
+def outcome(
+    program: str, expected: str = "True", *, limits: ProgramLimits = SHORT, isolated: bool = True
+) -> ProgramOutcome:
     """Run a program whose function `f` must return a value."""
     test = f"def check(candidate):\n    assert candidate() == {expected}\n"
     return run_test(ProgramTest(program=program, test=test, function="f"), limits, isolated=isolated)
@@ -117,7 +119,7 @@ def test_a_program_that_never_ends_is_ended() -> None:
     for program in ("def f():\n    while True: pass\n", "while True: pass\n"):
         assert not outcome(program).passed
     waiting = "import time\ndef f():\n    time.sleep(1000)\n"
-    assert outcome(waiting, limits=Limits(wall_seconds=1.0)).why == "out of time"
+    assert outcome(waiting, limits=ProgramLimits(wall_seconds=1.0)).why == "out of time"
 
 
 @pytest.mark.slow
