@@ -66,6 +66,8 @@ def _table(runs: "Sequence[ComparedRun]") -> Iterator[str]:
             name = f"{name} (own objective)"
         if any(value is not None for value in values):
             yield _row(name, ["-" if value is None else form.format(value) for value in values])
+    for name in dict.fromkeys(name for run in runs for name in run.tasks):
+        yield _row(name, [f"{run.tasks[name]:.4f}" if name in run.tasks else "-" for run in runs])
     if any(run.differences for run in runs):
         yield "difference to the first run, ± half of its 90 % interval (shares in percentage points):"
     for metric, (name, _) in NUMBERS.items():

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.pipeline.evaluation.spread import differences, same_positions
-from kdpipe.pipeline.evaluation.stored import load_evaluation, load_settings
+from kdpipe.pipeline.evaluation.stored import load_evaluation, load_settings, load_tasks
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.train_report import ComparedRun, CompareReport, Difference, Evaluation
+from kdpipe.schemas.train_report import ComparedRun, CompareReport, Difference, Evaluation, TaskResults
 
 # Settings without influence on results.
 LOCATIONS = ("out",)
@@ -31,6 +31,7 @@ def compare(folders: Sequence[str]) -> CompareReport:
     runs = [Path(folder).expanduser() for folder in folders]
     settings = [load_settings(run) for run in runs]
     evaluations = [load_evaluation(run) for run in runs]
+    tasks = [load_tasks(run) for run in runs]
     differing = _differing(settings)
     first = evaluations[0]
     objectives = [_objective(*run) for run in zip(settings, evaluations, strict=True)]
@@ -43,16 +44,17 @@ def compare(folders: Sequence[str]) -> CompareReport:
                 documents=None if evaluation is None else len(evaluation.by_document.numbers),
                 positions=None if evaluation is None else evaluation.positions,
                 numbers={} if evaluation is None else _numbers(evaluation),
+                tasks=_task_numbers(results),
                 same_objective=None if evaluation is None or first is None else objective == objectives[0],
                 differences=_differences(first, evaluation, objective == objectives[0])
                 if number and first and evaluation
                 else {},
             )
-            for number, (run, own, evaluation, objective) in enumerate(
-                zip(runs, settings, evaluations, objectives, strict=True)
+            for number, (run, own, evaluation, objective, results) in enumerate(
+                zip(runs, settings, evaluations, objectives, tasks, strict=True)
             )
         ),
-        notes=(*_notes(runs, evaluations), *_loss_notes(runs, evaluations, objectives)),
+        notes=(*_notes(runs, evaluations), *_loss_notes(runs, evaluations, objectives), *_task_notes(tasks)),
     )
 
 
@@ -106,6 +108,24 @@ def _numbers(evaluation: Evaluation) -> dict[str, float | None]:
     """The metrics of an evaluation; a shifted loss has its own name."""
     summary = evaluation.summary
     return {name: value for name in METRICS if isinstance(value := summary.get(name), float | None) and name in summary}
+
+
+def _task_numbers(results: TaskResults) -> dict[str, float]:
+    """Metrics by task and name, without standard errors and counts."""
+    return {
+        f"{task} {name}": value
+        for task, metrics in results.metrics.items()
+        for name, value in metrics.items()
+        if not name.endswith("_stderr") and name != "problems"
+    }
+
+
+def _task_notes(results: Sequence[TaskResults]) -> Iterator[str]:
+    """Tasks that runs did with different limits."""
+    for task in dict.fromkeys(task for one in results for task in one.limits):
+        limits = {one.limits[task] for one in results if task in one.limits}
+        if len(limits) > 1:
+            yield f"results of {task} are not comparable: eval had different values of --limit"
 
 
 def _format(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from kdpipe.cache.durable.lock import locked
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.retries import RETRY_SECONDS, RetryPolicy
@@ -16,7 +17,7 @@ from kdpipe.pipeline.batches.prefetch import loading_threads
 from kdpipe.pipeline.evaluation import humaneval
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.sandbox import UNSAFE
-from kdpipe.pipeline.evaluation.stored import base_model_of, student_folder
+from kdpipe.pipeline.evaluation.stored import base_model_of, is_run, save_tasks, student_folder
 from kdpipe.pipeline.evaluation.tasks import check_tasks, run_tasks
 from kdpipe.pipeline.generation.text_generator import TextGenerator
 from kdpipe.pipeline.losses.dense_chunk import teacher_head
@@ -29,9 +30,9 @@ from kdpipe.pipeline.students.load_student import description_of, load_student
 from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.students.student import Student
 from kdpipe.schemas.choices import SplitName, VerifyWhen
-from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.progress import Progress, Task, running
-from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation
+from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation, TaskResults
 from kdpipe.schemas.train_settings import StudentSettings
 
 
@@ -82,6 +83,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
         progress.message(note)
     measured = evaluator.measure(student, precision, progress=progress)
     tasks, task_notes = _tasks(request, student, tokenizer, progress)
+    _store(request, tasks, progress)
     return EvalReport(
         **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
         by_entropy=measured.by_entropy,
@@ -161,6 +163,18 @@ def _tasks(
     if library_tasks := _library_tasks(request):
         metrics |= run_tasks(student.model, fast, library_tasks, limit=request.limit, batch_size=request.batch_size)
     return metrics, notes
+
+
+def _store(request: EvalRequest, tasks: dict[str, dict[str, float]], progress: Progress) -> None:
+    """Store the results of tasks in the run, for `compare`."""
+    run = Path(request.student).expanduser()
+    if not tasks or not is_run(run):
+        return
+    try:
+        with locked(run, progress.message):
+            save_tasks(run, TaskResults(metrics=tasks, limits=dict.fromkeys(tasks, request.limit)))
+    except KdpipeError as error:
+        progress.warning(f"compare will not show these results of tasks: {error.message}")
 
 
 def _notes(cache: Cache, measured: Evaluation) -> list[str]:

@@ -114,6 +114,13 @@ class EvalReport(Record):
     notes: tuple[str, ...]
 
 
+class TaskResults(Record):
+    """The metrics of tasks on a run's final student, and the --limit of each; kept in its final/."""
+
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    limits: dict[str, int | None] = Field(default_factory=dict)
+
+
 class Difference(Record):
     """The difference of a number to the first run's; `spread` is half the width of its 90 % interval over the documents
     that both were evaluated on, None if fewer than two."""
@@ -126,8 +133,8 @@ class ComparedRun(Record):
     """One run: its differing settings, its metrics, and their differences to the first run.
 
     `differences` is empty for the first run and for one evaluated on other positions, and has only metrics that mean
-    the same in both runs. `same_objective`: whether the loss is of the first run's objective, None without an
-    evaluation.
+    the same in both runs. `tasks` are metrics of `kdpipe eval --tasks`, by task and metric. `same_objective`: whether
+    the loss is of the first run's objective, None without an evaluation.
     """
 
     run: str
@@ -136,6 +143,7 @@ class ComparedRun(Record):
     documents: int | None
     positions: int | None
     numbers: dict[str, float | None]
+    tasks: dict[str, float] = Field(default_factory=dict)
     same_objective: bool | None
     differences: dict[str, Difference]
 

@@ -1,6 +1,6 @@
-"""Reading and writing config.yaml and evaluation.json of a run, for evaluation and comparison.
+"""Reading and writing config.yaml, evaluation.json and the results of tasks of a run, for evaluation and comparison.
 
-In: the folder of a run. Out: its settings, its last evaluation, the folder of its student.
+In: the folder of a run. Out: its settings, its last evaluation, the folder of its student and results of tasks on it.
 """
 
 from pathlib import Path
@@ -15,10 +15,12 @@ from kdpipe.schemas.model import ModelSettings
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.settings import by_dotted_name
 from kdpipe.schemas.strict_json import MAX_BYTES, parse
-from kdpipe.schemas.train_report import Evaluation
+from kdpipe.schemas.train_report import Evaluation, TaskResults
 
 CONFIG: Final = "config.yaml"
 EVALUATION: Final = "evaluation.json"
+# In final/, which is replaced with its student.
+TASKS: Final = "tasks.json"
 
 
 def save_evaluation(run: Path, evaluation: Evaluation) -> None:
@@ -38,6 +40,20 @@ def load_evaluation(run: Path) -> Evaluation | None:
         return None
     with path.open("rb") as file:
         return read_record(Evaluation, file.read(MAX_BYTES + 1), str(path))
+
+
+def save_tasks(run: Path, results: TaskResults) -> None:
+    """Add the results of tasks to those of a run's final student."""
+    known = load_tasks(run)
+    merged = TaskResults(metrics=known.metrics | results.metrics, limits=known.limits | results.limits)
+    with translate_os_errors("the results of tasks could not be written", run):
+        replace_file(run, run / FINAL / TASKS, merged.to_json())
+
+
+def load_tasks(run: Path) -> TaskResults:
+    """The results of tasks on a run's final student, if any."""
+    path = run / FINAL / TASKS
+    return read_record(TaskResults, path.read_bytes(), str(path)) if path.is_file() else TaskResults()
 
 
 def load_settings(run: Path) -> dict[str, Any]:

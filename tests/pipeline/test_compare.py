@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from kdpipe.cli.compare import page
 from kdpipe.pipeline.compare import compare
+from kdpipe.pipeline.evaluation.stored import FINAL, save_tasks
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.train_report import Difference, Evaluation
+from kdpipe.schemas.train_report import Difference, Evaluation, TaskResults
 from support.evaluations import evaluation, run_folder
 
 BASE: dict[str, Any] = {"seed": 0, "out": "a", "losses": {"alpha": 0.1, "select": []}, "optimizer": {"lr": 1e-4}}
@@ -118,3 +120,23 @@ def test_different_estimates_of_kl_have_no_difference(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "a", BASE, evaluation())
     bound = run_folder(tmp_path / "b", BASE, evaluation(kl_teacher_estimate="lower_bound"))
     assert "kl_teacher" not in compare([str(one), str(bound)]).runs[1].differences
+
+
+def test_results_of_tasks_are_shown_without_their_errors(tmp_path: Path) -> None:
+    runs = [run_folder(tmp_path / name, BASE, evaluation()) for name in ("a", "b")]
+    for run, passed in zip(runs, (0.25, 0.5), strict=True):
+        (run / FINAL).mkdir()
+        metrics = {"humaneval": {"pass@1": passed, "pass@1_stderr": 0.1, "problems": 164.0}}
+        save_tasks(run, TaskResults(metrics=metrics, limits={"humaneval": None}))
+    save_tasks(runs[1], TaskResults(metrics={"mine": {"acc": 1.0}}, limits={"mine": 3}))
+    report = compare([str(run) for run in runs])
+    assert [run.tasks for run in report.runs] == [
+        {"humaneval pass@1": 0.25},
+        {"humaneval pass@1": 0.5, "mine acc": 1.0},
+    ]
+    assert not [note for note in report.notes if "--limit" in note]
+    save_tasks(runs[0], TaskResults(metrics={"mine": {"acc": 0.5}}, limits={"mine": 4}))
+    assert [note for note in compare([str(run) for run in runs]).notes if "mine" in note and "--limit" in note]
+    shown = page(report)
+    assert any(line.split() == ["humaneval", "pass@1", "0.2500", "0.5000"] for line in shown.splitlines())
+    assert any(line.split() == ["mine", "acc", "-", "1.0000"] for line in shown.splitlines())
