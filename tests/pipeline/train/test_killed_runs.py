@@ -1,4 +1,4 @@
-"""Killed at any call that changes the disk and run again: one line of metrics.jsonl for each step and evaluation."""
+"""Killed at any call that changes the disk and run again: one line for each step and evaluation in the run's logs."""
 
 import os
 import random
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kdpipe.pipeline.training.samples import FILE as SAMPLES
 from kdpipe.schemas.train_settings import TrainSettings
 from support.faults import count_calls, fault_at, killed, path_of
 from support.stage_two import RecordingProgress, history, run, settings_for
@@ -23,7 +24,7 @@ from support.tiny import unsynced
 WRITES = ("write", "ftruncate", "truncate", "replace")
 SHAPE: dict[str, Any] = {
     "run": {"max_steps": 4, "batch_size": 2, "accumulate": 1},
-    "evaluation": {"every": 1, "limit": 1},
+    "evaluation": {"every": 1, "limit": 1, "samples": 2, "sample_tokens": 4},
     "saving": {"every": 2, "keep": 1},
 }
 EXPECTED = [(step, kind) for step in range(1, 5) for kind in ("accept", "evaluation")]
@@ -76,6 +77,7 @@ def assert_whole(folder: Path, tmp_path: Path, numbers: list[int], **changes: An
         progress = RecordingProgress()
         run(shaped(folder, out, **changes), progress)
         assert history(out) == whole, number
+        assert (out / SAMPLES).read_bytes() == (tmp_path / "counted" / SAMPLES).read_bytes(), number
         assert not [line for line in progress.warnings if "metrics" in line], number
 
 
@@ -92,7 +94,7 @@ def test_lines_are_on_disk_before_the_checkpoint_that_counts_them(
 ) -> None:
     """No power cut leaves a checkpoint and takes a line of it, or the file's name."""
     out, events = tmp_path / "run", list[str]()
-    names = {str(out / "metrics.jsonl"): "lines", str(out): "name"}
+    names = {str(out / "metrics.jsonl"): "lines", str(out / SAMPLES): "samples", str(out): "name"}
 
     def noted(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*words: Any, **options: Any) -> Any:
@@ -109,7 +111,8 @@ def test_lines_are_on_disk_before_the_checkpoint_that_counts_them(
         monkeypatch.setattr(os, kind, noted(kind, getattr(os, kind)))
     run(shaped(folder, out))
     assert events.count("checkpoint") >= 3 and events.count("write lines") == len(EXPECTED)
-    durable = {"lines": True, "name": False}
+    assert events.count("write samples") == 4
+    durable = {"lines": True, "samples": True, "name": False}
     for event in events:
         kind, _, what = event.partition(" ")
         if event == "checkpoint":
