@@ -61,7 +61,10 @@ def map_users(pid: int | str, *, by_root: bool) -> None:
     if not by_root:
         (folder / "setgroups").write_text("deny")
     for name, own in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
-        (folder / name).write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n" if by_root else f"{NOBODY} {own} 1\n")
+        try:
+            (folder / name).write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n" if by_root else f"{NOBODY} {own} 1\n")
+        except OSError as error:
+            raise OSError(error.errno, f"{name}: {error.strerror}") from None
 
 
 def enter_root(root: str, files: dict[str, str], work_bytes: int) -> None:
@@ -146,6 +149,10 @@ def become_program(spec: dict[str, Any], folder: str, *, by_root: bool) -> None:
     os.execve(python, [*command, place, *spec["command"][1:]], environment)
 
 
+def _described(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+
+
 if __name__ == "__main__":
     spec = json.loads(sys.stdin.buffer.readline())
     folder = os.path.realpath(tempfile.mkdtemp(prefix="kdpipe-program-"))
@@ -171,7 +178,7 @@ if __name__ == "__main__":
                         raise OSError("user ids could not be mapped")
                 become_program(spec, folder, by_root=by_root)
             except BaseException as error:
-                os.write(2, f"{type(error).__name__}: {error}".encode())
+                os.write(2, _described(error).encode())
             os._exit(1)
         os.close(ended_write)
         os.close(mapped_read)
@@ -186,5 +193,7 @@ if __name__ == "__main__":
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+    except OSError as error:
+        sys.exit(_described(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
