@@ -31,7 +31,7 @@ DETACH = 2
 END_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 # Both ids of the program: root has no limit on processes.
-NOBODY = 65534
+UNPRIVILEGED = 65534
 # Python may be installed below /tmp.
 WORK = "/kdpipe"
 SYSTEM_LIBRARIES = ("/usr", "/lib", "/lib64", "/lib32")
@@ -56,13 +56,15 @@ def enter_namespaces() -> None:
 
 
 def map_users(pid: int | str, *, by_root: bool) -> None:
-    """Map the ids of a process in its new user namespace: its own as nobody, or root and nobody."""
+    """Map the ids of a process in its new user namespace: its own as an unprivileged one, or root and that one."""
     folder = Path(f"/proc/{pid}")
     if not by_root:
         (folder / "setgroups").write_text("deny")
     for name, own in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
         try:
-            (folder / name).write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n" if by_root else f"{NOBODY} {own} 1\n")
+            (folder / name).write_text(
+                f"0 0 1\n{UNPRIVILEGED} {UNPRIVILEGED} 1\n" if by_root else f"{UNPRIVILEGED} {own} 1\n"
+            )
         except OSError as error:
             raise OSError(error.errno, f"{name}: {error.strerror}") from None
 
@@ -131,8 +133,8 @@ def become_program(spec: dict[str, Any], folder: str, *, by_root: bool) -> None:
         enter_root(folder, spec["files"], spec["limits"]["file_bytes"])
         if by_root:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+            os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
         system("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
         system("prctl", END_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     else:
@@ -170,7 +172,7 @@ if __name__ == "__main__":
             try:
                 os.set_inheritable(ended_write, True)
                 if by_root:
-                    # Root maps its ids from outside: without a mapping of nobody, processes would have no limit.
+                    # Root maps its ids from outside: without an unprivileged id, processes would have no limit.
                     system("unshare", NEW_USERS)
                     os.write(ended_write, b"u")
                     os.close(mapped_write)
