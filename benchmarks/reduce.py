@@ -16,8 +16,9 @@ from measure import machine, rounded, seconds
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import Reducer, to_block
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.targets.target_spec import OutputHead, target_spec
+from kdpipe.pipeline.targets.target_spec import target_spec
 from kdpipe.schemas.capture_settings import TargetSettings
+from kdpipe.schemas.target_kinds import OutputHead
 from kdpipe.schemas.targets import HiddenSpec
 
 WIDTH = 768

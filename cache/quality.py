@@ -110,7 +110,7 @@ def by_temperature(
     targets: TargetSpec, measured: FidelitySummary | None, tail_mass: float | None
 ) -> dict[str, TemperatureSummary]:
     """The summary for training at each known temperature; empty if the teacher's tail mass is unknown."""
-    if targets.keep.kind != "state" and not targets.tail_known:
+    if not targets.keep.complete and not targets.tail_known:
         return {}
     masses = {} if measured is None else dict(measured.kept_mass)
     if tail_mass is not None:
@@ -121,7 +121,7 @@ def by_temperature(
 
 def _at(temperature: float, targets: TargetSpec, mass: float | None) -> TemperatureSummary:
     at_target = temperature == targets.target_temperature
-    if targets.keep.kind == "state" or (mass is not None and mass >= EXACT_MASS):
+    if targets.keep.complete or (mass is not None and mass >= EXACT_MASS):
         return TemperatureSummary(targets="exact", kept_mass=mass, shifted=False)
     if targets.has_draws and at_target:
         return TemperatureSummary(targets="unbiased", kept_mass=mass, shifted=targets.is_shifted)

@@ -16,7 +16,8 @@ from kdpipe.cache.order import SequenceOrder
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.cache_plan import CachePlan, SplitPlan
 from kdpipe.schemas.manifest import Data, Manifest, TeacherRecord, Tokenizer, expected_tables
-from kdpipe.schemas.targets import HiddenSpec, TargetSpec, TopK
+from kdpipe.schemas.target_kinds import TopK
+from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "."]
 DOCUMENTS = ["the cat sat .", "the dog ran ."]

@@ -183,7 +183,7 @@ def _notes(cache: Cache, measured: Evaluation) -> list[str]:
     missing = cache.manifest.plan.n_parts - len(cache.split(None).parts)
     if missing:
         notes.append(f"the cache is unfinished: {missing:,} of {cache.manifest.plan.n_parts:,} parts are missing")
-    if cache.manifest.targets.keep.kind == "none":
+    if not cache.manifest.targets.keep.has_teacher:
         notes.append("the cache has no targets: there are no comparisons with the teacher")
     elif measured.kl_teacher is None:
         notes.append("KL to the teacher is unavailable: the cache does not record how much mass its targets leave out")

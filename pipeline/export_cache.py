@@ -76,12 +76,12 @@ def _export_into(
 
 
 def _check_kind(settings: ExportSettings, cache: Cache) -> None:
-    kind = cache.manifest.targets.keep.kind
-    if kind == "state" or (kind == "none" and settings.form == "axolotl"):
+    keep = cache.manifest.targets.keep
+    if keep.complete or (not keep.has_teacher and settings.form == "axolotl"):
         raise Incompatible(
-            f"{settings.cache} has targets of kind {kind} (no ids), which --to {settings.form} cannot represent",
+            f"{settings.cache} has targets of kind {keep.kind} (no ids), which --to {settings.form} cannot represent",
             hint="convert it first: kdpipe cache requantize --targets threshold"
-            if kind == "state"
+            if keep.complete
             else "export a cache made with other --targets",
         )
 

@@ -39,7 +39,8 @@ from kdpipe.schemas.interop import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.part import ScaledRows
 from kdpipe.schemas.progress import Progress, Task, TaskUpdate
-from kdpipe.schemas.targets import HiddenSpec, Imported, TargetSpec
+from kdpipe.schemas.target_kinds import Imported
+from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 # A part's documents are in memory while it is packed: 130 MB at 8 bytes per entry.
 MAX_ENTRIES_PER_PART = 1 << 24

@@ -15,6 +15,7 @@ from kdpipe.schemas.capture_report import PlanReport
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.progress import Progress, Task, running
+from kdpipe.schemas.targets import CAPTURED
 
 ESTIMATED = (
     "entries and bytes are estimates for a teacher with an entropy of 2 to 3 nats; --probe measures this teacher"
@@ -92,7 +93,7 @@ def _check(settings: CaptureSettings, tokens: int | None, probe_seconds: float |
         raise ConfigError("nothing to plan: no --data and no --tokens", hint="give --data PATH, --tokens N, or both")
     if probe_seconds is not None and not has_data:
         raise ConfigError("--probe needs documents", hint="give --data PATH")
-    if probe_seconds is not None and settings.targets.kind == "none":
+    if probe_seconds is not None and not CAPTURED[settings.targets.kind].has_teacher:
         raise ConfigError("--probe: targets of kind none have no teacher", hint="omit --probe")
 
 

@@ -19,10 +19,9 @@ from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.cache.reshape.sources import SourceCache, open_source
 from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.cache.writing.writer import CacheWriter
-from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer
+from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer, resample_keys
 from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
 from kdpipe.pipeline.requantization.requantize_states import StateTargets
-from kdpipe.pipeline.requantization.resample import resample_keys
 from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.progress import Progress, SilentProgress
@@ -87,8 +86,7 @@ def _keeps(manifest: Manifest) -> dict[str, object]:
 
 def _change(source: SourceCache, manifest: Manifest) -> Change:
     """The function that requantizes a sequence."""
-    is_state = source.manifest.targets.keep.kind == "state"
-    if is_state and manifest.targets.keep.kind != "state":
+    if source.manifest.targets.keep.complete and not manifest.targets.keep.complete:
         tables = {table.name: source.cache.table(table.name) for table in source.manifest.tables}
         states = StateTargets(source.manifest, manifest, tables)
 

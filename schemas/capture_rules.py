@@ -10,19 +10,19 @@ from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.contradictions import Owner, check_owner, check_rivals, is_given, precedence, require_values
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.settings import Assignment, Key
+from kdpipe.schemas.targets import CAPTURED
 
 KIND = Owner(key=("targets", "kind"), default="threshold", noun="targets", flag="--targets ")
-OF_A_TEACHER = ("threshold", "sampled", "topk", "topp", "state")
+OF_A_TEACHER = tuple(name for name, kind in CAPTURED.items() if kind.has_teacher)
 # The kinds of targets that a setting applies to.
 OF_KINDS: dict[Key, tuple[str, ...]] = {
-    ("targets", "profile"): ("threshold",),
-    ("targets", "tau"): ("threshold",),
-    ("targets", "top_k"): ("topk",),
-    ("targets", "top_p"): ("topp",),
-    ("targets", "draws"): ("sampled",),
-    ("targets", "max_entries"): ("threshold", "topp"),
-    ("targets", "draw_values"): ("threshold", "sampled"),
-    ("targets", "target_temperature"): ("threshold", "sampled", "topk", "topp"),
+    **{
+        ("targets", setting): tuple(name for name, kind in CAPTURED.items() if setting in kind.settings)
+        for settings in (kind.settings for kind in CAPTURED.values())
+        for setting in settings
+    },
+    ("targets", "draw_values"): tuple(name for name, kind in CAPTURED.items() if kind.has_draws),
+    ("targets", "target_temperature"): tuple(name for name, kind in CAPTURED.items() if kind.has_entries),
     ("targets", "temperatures"): OF_A_TEACHER,
     ("hidden", "layers"): OF_A_TEACHER,
     ("teacher", "allow_foreign_tokenizer"): OF_A_TEACHER,
@@ -57,7 +57,7 @@ def require(settings: CaptureSettings, *, data: bool = True, out: bool = True) -
     name = settings.teacher.name
     if settings.teacher.allow_foreign_tokenizer and settings.teacher.tokenizer is None:
         raise ConfigError("--allow-foreign-tokenizer needs --tokenizer", hint="give --tokenizer NAME, or omit it")
-    if settings.targets.kind == "none":
+    if settings.targets.kind not in OF_A_TEACHER:
         predictor = (settings.teacher.tokenizer or name, "tokenizer", "--tokenizer DIR")
     else:
         predictor = (name, "teacher", "--teacher NAME")

@@ -24,11 +24,12 @@ from kdpipe.schemas.choices import (
 from kdpipe.schemas.durations import Seconds
 from kdpipe.schemas.model import ModelSettings, Name, TeacherDevices
 from kdpipe.schemas.records import Record
-from kdpipe.schemas.targets import MAX_ENTRIES, MAX_WIDTH, Temperature
+from kdpipe.schemas.tables import DEFAULT_BACKEND
+from kdpipe.schemas.target_kinds import MAX_ENTRIES, MAX_WIDTH
+from kdpipe.schemas.targets import Temperature
 
 # Each is a scalar per row, of which the format allows 64 at most.
 MAX_TEMPERATURES = 16
-PROFILES = {"lean": 1 / 10, "standard": 1 / 25, "fine": 1 / 50}
 
 
 def _spelled(layer: Any) -> Any:
@@ -91,7 +92,7 @@ class TeacherSettings(ModelSettings):
     `display_name` and `license` override those of the model's folder in manifest and model cards.
     """
 
-    backend: TeacherBackendName = "transformers"
+    backend: TeacherBackendName = DEFAULT_BACKEND
     tokenizer: Name | None = None
     allow_foreign_tokenizer: bool = False
     dtype: DtypeSetting = "auto"

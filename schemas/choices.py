@@ -3,7 +3,9 @@
 Standard library only, so that `--help` needs no pydantic. `...Setting` adds `auto` to the choices that it resolves to.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from kdpipe.schemas.tables import TARGET_KINDS, TEACHER_BACKENDS
 
 # Documents, teacher and targets
 SplitName = Literal["train", "validation"]
@@ -11,13 +13,18 @@ TrainOn = Literal["all", "assistant"]
 TrainOnSetting = Literal["auto", TrainOn]
 LongDocuments = Literal["split", "truncate", "refuse"]
 UntrainableDocuments = Literal["refuse", "skip"]
-TeacherBackendName = Literal["transformers"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DtypeSetting = Literal["auto", DtypeName]
 WeightQuantization = Literal["none", "int8", "int4"]
 # What a cache of states can be requantized to, and what a teacher can be cached as.
-RequantizedKind = Literal["threshold", "sampled", "topk", "topp"]
-TargetKind = Literal[RequantizedKind, "state", "none"]
+if TYPE_CHECKING:
+    RequantizedKind = str
+    TargetKind = str
+    TeacherBackendName = str
+else:
+    RequantizedKind = Literal[tuple(name for name, row in TARGET_KINDS.items() if row.requantized)]
+    TargetKind = Literal[tuple(name for name, row in TARGET_KINDS.items() if row.captured)]
+    TeacherBackendName = Literal[tuple(TEACHER_BACKENDS)]
 Profile = Literal["lean", "standard", "fine"]
 PooledProjection = Literal["random", "pca"]
 

@@ -9,7 +9,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import MAX_VOCABULARY
 from kdpipe.schemas.records import Record, explain
 from kdpipe.schemas.summary import ScaledSummary
-from kdpipe.schemas.targets import MAX_ENTRIES
+from kdpipe.schemas.target_kinds import MAX_ENTRIES
 
 FloatName = Literal["float16", "bfloat16", "float32", "float64"]
 Term = Annotated[int, Field(ge=0, le=16)] | Literal["sqrt", "exp"]

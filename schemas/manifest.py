@@ -14,7 +14,9 @@ from kdpipe.schemas.cache_plan import CachePlan
 from kdpipe.schemas.choices import OriginAction, TrainOn
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.records import Record, read_record
-from kdpipe.schemas.targets import MAX_WIDTH, HiddenSpec, PcaProjection, State, TargetSpec
+from kdpipe.schemas.tables import DEFAULT_BACKEND
+from kdpipe.schemas.target_kinds import MAX_WIDTH, State
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec
 from kdpipe.schemas.version import FormatVersion, check_version
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -41,7 +43,7 @@ class TeacherRecord(Record):
     """The teacher: enough to load it again, and the license that its students inherit.
 
     Name and license are descriptive: `identity` distinguishes teachers. `hidden_size`, and `hub_id` where it is not the
-    `name`, are written only where they are known.
+    `name`, are written only where they are known, `backend` where it is not transformers.
     """
 
     name: ShortText
@@ -55,6 +57,7 @@ class TeacherRecord(Record):
     remote_code: bool = False
     notes: tuple[ShortText, ...] = Field(default=(), max_length=64)
     hub_id: ShortText | None = None
+    backend: str = Field(default=DEFAULT_BACKEND, pattern=r"^[a-z][a-z0-9_-]{0,31}$")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -77,8 +80,8 @@ class TeacherRecord(Record):
     @model_serializer(mode="wrap")
     def _without_unknown(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = inner(self)
-        for name in ("hidden_size", "hub_id"):
-            if getattr(self, name) is None:
+        for name, unwritten in (("hidden_size", None), ("hub_id", None), ("backend", DEFAULT_BACKEND)):
+            if getattr(self, name) == unwritten:
                 written.pop(name, None)
         return written
 

@@ -13,7 +13,8 @@ from kdpipe.schemas.choices import SplitName
 from kdpipe.schemas.manifest import FileRecord, Sha256
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.strict_json import canonical
-from kdpipe.schemas.targets import MAX_ENTRIES, Temperature
+from kdpipe.schemas.target_kinds import MAX_ENTRIES
+from kdpipe.schemas.targets import Temperature
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 PartFile = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_.]{0,39}(/[a-z0-9_][a-z0-9_.]{0,39}){0,4}$")]

@@ -9,7 +9,7 @@ from kdpipe.schemas.capture_report import PartCounts
 from kdpipe.schemas.choices import DocumentMeasure, Dropped, RequantizedKind, ReshapeAction, SplitName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.records import Record, explain
-from kdpipe.schemas.targets import MAX_ENTRIES
+from kdpipe.schemas.target_kinds import MAX_ENTRIES
 
 
 class ReshapeReport(Record):

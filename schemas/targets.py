@@ -4,180 +4,34 @@ In: settings of stage one, or a manifest. Out: the `targets` and `hidden` object
 is on the record of the kind.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.records import Record
+from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.target_kinds import MAX_WIDTH, KindOfTarget
 
-MAX_ENTRIES = 4096
-MAX_WIDTH = 1 << 16
 Temperature = Annotated[float, Field(ge=0.001, le=1000)]
-# Soft caps and scales of logits: beyond these bounds float32 overflows or underflows.
-Factor = Annotated[float, Field(ge=2**-20, le=2**20)]
 Layer = Annotated[int, Field(ge=0, le=10_000)]
 
 
-class KindOfTarget(Record):
-    """What differs by kind of target; `max_entries` and `tail_known` are fields of some kinds.
-
-    `has_entries`: rows hold ids; `has_draws`: some of them are draws; `draws_repeat`: how often each was drawn is
-    stored. `full_distribution`: a teacher that shows only its most probable ids cannot give it.
-    """
-
-    has_teacher: ClassVar[bool] = True
-    has_entries: ClassVar[bool] = True
-    has_draws: ClassVar[bool] = False
-    draws_repeat: ClassVar[bool] = False
-    full_distribution: ClassVar[bool] = False
-
-    @property
-    def amount(self) -> float:
-        """A number that grows with how much of a row is kept."""
-        return 0.0
-
-    @property
-    def state_width(self) -> int:
-        """Width of the state that is stored for each row."""
-        return 0
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of that state."""
-        return 0
-
-    def is_richer_than(self, other: Self) -> bool:
-        """Whether this keeps more than another target of the same kind does."""
-        return self.amount > other.amount
+def _record_class(name: str) -> type[KindOfTarget]:
+    module, _, attribute = TARGET_KINDS[name].record.partition(":")
+    record: type[KindOfTarget] = getattr(import_module(module), attribute)
+    return record
 
 
-class Threshold(KindOfTarget):
-    """Exact where p >= tau' (solved for each row), the rest by systematic sampling without replacement."""
-
-    has_draws: ClassVar[bool] = True
-    full_distribution: ClassVar[bool] = True
-    tail_known: ClassVar[bool] = True
-    kind: Literal["threshold"] = "threshold"
-    tau: float = Field(gt=0, le=1)
-    max_entries: int = Field(default=64, ge=1, le=MAX_ENTRIES)
-
-    @property
-    def amount(self) -> float:
-        return 1 / self.tau
-
-    def is_richer_than(self, other: Self) -> bool:
-        return self.tau < other.tau
-
-
-class Sampled(KindOfTarget):
-    """The most probable id exactly, the rest as draws with replacement and how often each was drawn."""
-
-    has_draws: ClassVar[bool] = True
-    draws_repeat: ClassVar[bool] = True
-    full_distribution: ClassVar[bool] = True
-    tail_known: ClassVar[bool] = True
-    kind: Literal["sampled"] = "sampled"
-    draws: int = Field(ge=1, le=MAX_ENTRIES - 1)
-
-    @property
-    def amount(self) -> float:
-        return self.draws
-
-    @property
-    def max_entries(self) -> int:
-        return self.draws + 1
-
-
-class TopK(KindOfTarget):
-    """The k most probable ids, exactly."""
-
-    tail_known: ClassVar[bool] = True
-    kind: Literal["topk"] = "topk"
-    k: int = Field(ge=1, le=MAX_ENTRIES)
-
-    @property
-    def amount(self) -> float:
-        return self.k
-
-    @property
-    def max_entries(self) -> int:
-        return self.k
-
-
-class TopP(KindOfTarget):
-    """The fewest most probable ids whose mass reaches p, exactly."""
-
-    tail_known: ClassVar[bool] = True
-    kind: Literal["topp"] = "topp"
-    p: float = Field(gt=0, le=1)
-    max_entries: int = Field(default=MAX_ENTRIES, ge=1, le=MAX_ENTRIES)
-
-    @property
-    def amount(self) -> float:
-        return 1 / max(1 - self.p, 2.0**-53)
-
-    def is_richer_than(self, other: Self) -> bool:
-        return self.p > other.p
-
-
-class State(KindOfTarget):
-    """The last hidden state, quantized in groups; with the output head in tables/ it gives every probability."""
-
-    has_entries: ClassVar[bool] = False
-    full_distribution: ClassVar[bool] = True
-    tail_known: ClassVar[bool] = False
-    max_entries: ClassVar[int] = 0
-    kind: Literal["state"] = "state"
-    width: int = Field(ge=1, le=MAX_WIDTH)
-    group: int = Field(default=128, ge=1, le=MAX_WIDTH)
-    head_dtype: DtypeName = "float32"
-    head_bias: bool = False
-    soft_cap: Factor | None = None
-    logit_scale: Factor = 1.0
-
-    @property
-    def state_width(self) -> int:
-        return self.width
-
-    @property
-    def state_bytes(self) -> int:
-        return self.width + 4 * -(-self.width // self.group)
-
-
-class Imported(KindOfTarget):
-    """Exact ids as another tool stored them; `tail_known` is false where their total mass is unknown."""
-
-    kind: Literal["imported"] = "imported"
-    source: str = Field(min_length=1, max_length=200)
-    max_entries: int = Field(ge=1, le=MAX_ENTRIES)
-    tail_known: bool = False
-
-    @property
-    def amount(self) -> float:
-        return self.max_entries
-
-
-class NoTargets(KindOfTarget):
-    """Tokens only."""
-
-    has_teacher: ClassVar[bool] = False
-    has_entries: ClassVar[bool] = False
-    tail_known: ClassVar[bool] = False
-    max_entries: ClassVar[int] = 0
-    kind: Literal["none"] = "none"
-
-
-KeptSpec = Annotated[Threshold | Sampled | TopK | TopP | State | Imported | NoTargets, Field(discriminator="kind")]
+RECORDS = {name: _record_class(name) for name in TARGET_KINDS}
 # The kinds that `cache-teacher` makes, by the names of its option --targets.
-CAPTURED: dict[str, type[KindOfTarget]] = {
-    "threshold": Threshold,
-    "sampled": Sampled,
-    "topk": TopK,
-    "topp": TopP,
-    "state": State,
-    "none": NoTargets,
-}
+CAPTURED = {name: record for name, record in RECORDS.items() if TARGET_KINDS[name].captured}
+if TYPE_CHECKING:
+    KeptSpec = KindOfTarget
+else:
+    KeptSpec = Annotated[reduce(or_, RECORDS.values()), Field(discriminator="kind")]
 
 
 class TargetSpec(Record):

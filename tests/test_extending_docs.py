@@ -1,7 +1,9 @@
 """docs/extending.md: its code blocks are files and table entries, and each new member works through its table."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import MutableMapping
@@ -16,12 +18,11 @@ import torch
 from kdpipe.cache.format import codecs
 from kdpipe.cache.opening import open_cache
 from kdpipe.cache.stores import dispatch
-from kdpipe.pipeline import interop, teachers
-from kdpipe.pipeline import targets as targets_package
+from kdpipe.pipeline import interop
 from kdpipe.pipeline.interop.source_files import source_files
 from kdpipe.pipeline.losses.terms import LossOptions
 from kdpipe.pipeline.training import trackers
-from kdpipe.schemas import losses
+from kdpipe.schemas import losses, tables
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.interop import ImportSettings
 from kdpipe.schemas.targets import TargetSpec
@@ -43,7 +44,7 @@ def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(heading: str, table: MutableMapping[str, Any]) -> None:
         section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
-        names: dict[str, Any] = vars(losses) | vars(dispatch)
+        names: dict[str, Any] = vars(losses) | vars(dispatch) | vars(tables)
         for block in blocks:
             if file := re.match(r"# (\w+)\.py\n", block):
                 (tmp_path / f"{file[1]}.py").write_text(block)
@@ -70,7 +71,7 @@ def test_a_loss_is_added_through_the_table(member: Any) -> None:
 
 
 def test_a_teacher_backend_is_added_through_the_table(member: Any, tmp_path: Path) -> None:
-    member("A teacher backend", cast("MutableMapping[str, Any]", teachers.BACKENDS))
+    member("A teacher backend", tables.TEACHER_BACKENDS)
     make_inputs(tmp_path, n_documents=6)
     settings = settings_for(tmp_path, targets={"kind": "topk", "top_k": 5})
     backend = settings.teacher.model_copy(update={"backend": "uniform"})
@@ -82,13 +83,45 @@ def test_a_teacher_backend_is_added_through_the_table(member: Any, tmp_path: Pat
 
 
 def test_a_target_kind_is_added_through_the_table(member: Any) -> None:
-    member("A target kind", targets_package.KINDS)
+    member("A target kind", tables.TARGET_KINDS)
     minp = import_module("my_kind").MinP(share=0.25)
     spec = TargetSpec.model_construct(keep=minp, target_temperature=1.0)
     rows = torch.log(torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]))
     reduced = reduce_rows(spec, rows, torch.tensor([1, 0]))
     assert reduced.n_exact_R.tolist() == [3, 1]
     assert reduced.ids_RK[0, :3].tolist() == [0, 1, 2]
+
+
+NEW_KIND = """
+import sys
+from kdpipe.schemas.tables import TARGET_KINDS, TargetKindRow
+{row}
+from kdpipe.cli.main import run
+sys.exit(max(run(line.split()) for line in {lines!r}))
+"""
+
+
+@pytest.mark.slow
+def test_a_new_target_kind_is_planned_cached_verified_and_trained_from(member: Any, tmp_path: Path) -> None:
+    member("A target kind", tables.TARGET_KINDS)
+    make_inputs(tmp_path, n_documents=12)
+    inputs = "--teacher teacher --data corpus.jsonl --seq-len 64 --targets minp --set targets.max_entries=7"
+    lines = [
+        f"plan {inputs}",
+        f"cache-teacher {inputs} --out cache",
+        "cache inspect cache",
+        "cache verify cache --level full --against teacher --sample 2",
+        "train --from-cache cache --student tiny --max-steps 2 --batch-size 2 --out run",
+    ]
+    row = re.search(r"^TARGET_KINDS.*$", PAGE, re.M)
+    assert row is not None
+    program = NEW_KIND.format(row=row[0], lines=lines)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert ended.returncode == 0
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_bytes())
+    assert manifest["targets"]["keep"] == {"kind": "minp", "max_entries": 7, "share": 0.1}
 
 
 def test_a_codec_is_added_through_the_table(member: Any) -> None:

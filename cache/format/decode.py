@@ -21,7 +21,7 @@ from kdpipe.cache.format.ragged import (
 from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer, log_z_column
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import MAX_ENTRIES
+from kdpipe.schemas.target_kinds import MAX_ENTRIES
 
 Int32s = npt.NDArray[np.int32]
 # Replaces an exact mass of 0, whose logarithm is then far outside every bound.

@@ -14,13 +14,13 @@ from kdpipe.cache.format.quantizers import Floats
 from kdpipe.cache.format.rows import Rows
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import State
+from kdpipe.schemas.target_kinds import State
 
 
 def dense_rows(rows: Rows, manifest: Manifest, table: Callable[[str], npt.NDArray[Any]]) -> Floats:
     """Log-probabilities of every id at the target temperature; rows with loss_mask false are NaN."""
     targets = manifest.targets
-    if targets.keep.kind == "none":
+    if not targets.keep.has_teacher:
         raise Incompatible("this cache has tokens only, no targets", hint="create a cache with another --targets")
     if isinstance(targets.keep, State):
         result = _from_states(rows, targets.keep, table, targets.target_temperature)

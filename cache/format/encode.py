@@ -17,7 +17,7 @@ from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.schemas.arrays import MISSING, LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import State
+from kdpipe.schemas.target_kinds import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,8 @@ from kdpipe.cache.format.rows import Block, Floats, Rows, Sequence
 from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.errors import CacheWriteError
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import Sampled, State, TargetSpec, Vector
+from kdpipe.schemas.target_kinds import Sampled, State
+from kdpipe.schemas.targets import TargetSpec, Vector
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Allowed distance of log(exact mass) from log(1 - tail); with half a step of the quantizer, readers still accept it.
@@ -183,7 +184,7 @@ def _check_entries(mask: Bools, block: Block, ragged: Ragged, manifest: Manifest
     exact = np.asarray(block.logprobs, np.float64)[~is_draw]
     if np.isnan(exact).any() or (exact > 1e-4).any():
         raise CacheWriteError("the log p of an exact id is NaN or above 0")
-    if targets.keep.kind == "sampled" and (
+    if targets.keep.draws_repeat and (
         block.times is None or len(block.times) != is_draw.sum() or np.min(block.times, initial=1) < 1
     ):
         raise CacheWriteError("sampled targets need `times`, at least 1, for every draw")

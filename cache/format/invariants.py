@@ -14,7 +14,7 @@ from kdpipe.cache.format.ragged import draw_mask, row_starts
 from kdpipe.cache.format.rows import Bools, Rows
 from kdpipe.schemas.arrays import LinearQuantizer
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import Sampled, TopK
+from kdpipe.schemas.target_kinds import Sampled, TopK
 
 # A float32 teacher's own rounding, over a vocabulary of any size.
 ROUNDING = 1e-3
@@ -75,9 +75,7 @@ def _rules_of_scalars(rows: Rows, manifest: Manifest) -> Iterator[str]:
     scalars = {"log_tail": rows.log_tail, "entropy": rows.entropy, "label_logprob": rows.label_logprob}
     scalars |= {"boundary_logprob": rows.boundary_logprob} | {f"log_z@{t}": z for t, z in rows.log_z.items()}
     teacher = manifest.teacher
-    may_lack_labels = manifest.targets.keep.kind == "imported" or (
-        teacher is not None and not teacher.full_distribution
-    )
+    may_lack_labels = not manifest.targets.keep.labels_known or (teacher is not None and not teacher.full_distribution)
     for name, values in scalars.items():
         if values is not None:
             wrong = np.isnan(values) == rows.loss_mask

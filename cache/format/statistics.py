@@ -147,7 +147,7 @@ class StatisticsSum:
     def record(self) -> Statistics:
         """The sums so far."""
         targets = self._targets
-        if targets.keep.kind == "none":
+        if not targets.keep.has_teacher:
             return Statistics()
         return Statistics(
             entropy_nats=self._entropy if self._has_entropy else None,

@@ -25,7 +25,7 @@ from kdpipe.schemas.arrays import log_z_column
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.strict_json import sha256_hex
-from kdpipe.schemas.targets import State
+from kdpipe.schemas.target_kinds import State
 
 Longs = npt.NDArray[np.int64]
 TOKEN_COLUMNS = ("token", "loss_mask")

@@ -47,8 +47,8 @@ def requantize(
     The teacher is not needed; settings that need more than the cache contains are refused.
     """
     from kdpipe.pipeline.requantize import requantize as run
-    from kdpipe.schemas.capture_settings import PROFILES
     from kdpipe.schemas.reshape import requantize_spec
+    from kdpipe.schemas.target_kinds import PROFILES
 
     if profile is not None and tau is not None:
         raise ConfigError("--profile and --tau both set tau", hint="give one of them")

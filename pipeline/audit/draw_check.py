@@ -14,7 +14,7 @@ from kdpipe.cache.format.ragged import draw_mask
 from kdpipe.cache.format.rows import Block
 from kdpipe.pipeline.audit.teacher_differences import DocumentPredictions, Doubles
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import TopK
+from kdpipe.schemas.target_kinds import TopK
 
 # Listed ids, at most a quarter of all: uniform draws would rarely be among them.
 LISTED = 256

@@ -35,7 +35,7 @@ class BatchContents:
 def check_contents(cache: Cache, wants: BatchContents) -> None:
     """Refuse contents that a cache does not have."""
     manifest = cache.manifest
-    if wants.targets and manifest.targets.keep.kind == "none":
+    if wants.targets and not manifest.targets.keep.has_teacher:
         raise Incompatible(
             f"{cache.url} has tokens only, no targets",
             hint="train on labels only (--mode output), or cache again with other --targets",

@@ -74,9 +74,9 @@ def open_teacher(
     capture_plan = capture_plan or plan_capture(settings, tokenizer)
     info, n_ids = capture_plan.info, tokenizer.record.vocabulary_size
     model = capture_plan.backend.load(n_ids)
-    record = model.record
-    if record is not None and capture_plan.foreign_tokenizer:
-        record = record.model_copy(update={"notes": (*record.notes, FOREIGN_NOTE)})
+    if (record := model.record) is not None:
+        notes = (*record.notes, FOREIGN_NOTE) if capture_plan.foreign_tokenizer else record.notes
+        record = record.model_copy(update={"notes": notes, "backend": settings.teacher.backend})
     return CaptureTeacher(
         model=model,
         record=record,

@@ -1,11 +1,9 @@
 """Measured sizes of cached rows, from which `kdpipe plan` estimates a cache before any teacher runs.
 
 In: a target spec and the size of the vocabulary. Out: bytes per position by array, and ids per position. The figures
-are those of benchmarks/entry_sizes.py, for predictions of 2 to 3 nats: how sure the real teacher is can move the number
-of ids, and with it the total, by a factor of two or more. `--probe` measures it.
+of ids are on the record of each kind: how sure the real teacher is can change their number, and with it the total, by a
+factor of two or more. `--probe` measures it.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,60 +12,6 @@ from kdpipe.schemas.targets import TargetSpec
 VOCABULARIES = (512, 4096, 32_000, 128_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KindSizes:
-    """One kind of target: ids per position at its `reference` amount and T = 1, and bytes per id, by vocabulary.
-
-    Ids grow as amount ** `by_amount` * T ** `by_temperature`; `exact_share` of them at T = 1 are exact, None: one.
-    """
-
-    reference: float
-    entries: tuple[float, ...]
-    id_bytes: tuple[float, ...]
-    by_amount: float
-    by_temperature: float
-    exact_share: float | None
-    count_bytes: float
-
-
-SIZES = {
-    "threshold": KindSizes(
-        reference=25,
-        entries=(10.7, 11.0, 11.1, 11.1),
-        id_bytes=(0.93, 1.20, 1.45, 1.61),
-        by_amount=0.61,
-        by_temperature=1.1,
-        exact_share=0.36,
-        count_bytes=1.0,
-    ),
-    "sampled": KindSizes(
-        reference=50,
-        entries=(20.9, 22.2, 22.7, 22.9),
-        id_bytes=(0.74, 1.02, 1.27, 1.43),
-        by_amount=0.6,
-        by_temperature=1.0,
-        exact_share=None,
-        count_bytes=0.8,
-    ),
-    "topk": KindSizes(
-        reference=64,
-        entries=(64.0, 64.0, 64.0, 64.0),
-        id_bytes=(0.94, 1.12, 1.27, 1.38),
-        by_amount=1.0,
-        by_temperature=0.0,
-        exact_share=1.0,
-        count_bytes=0.1,
-    ),
-    "topp": KindSizes(
-        reference=20,
-        entries=(55.4, 139.4, 178.3, 192.5),
-        id_bytes=(1.03, 1.20, 1.24, 1.27),
-        by_amount=1.2,
-        by_temperature=1.0,
-        exact_share=1.0,
-        count_bytes=1.0,
-    ),
-}
 # Of a token: its id, the mask, its length in bytes, and its share of the record of its sequence.
 TOKEN_BYTES = (2.07, 2.35, 2.60, 2.76)
 # Codes of log p: exact ids of one row as differences, fewer bits each the more there are; those of draws plain.
@@ -86,7 +30,8 @@ def sizes_of(targets: TargetSpec, vocabulary_size: int) -> tuple[dict[str, float
     scalars += keep.has_teacher * SCALAR_BYTES["label"]
     if not keep.has_entries:
         return {"id": 0.0, "logprob": 0.0, "scalars": scalars}, None
-    known = SIZES[keep.kind]
+    if (known := keep.sizes) is None:
+        raise TypeError(f"{type(keep).__name__} has ids but no `sizes`")
     n = _between(known.entries, vocabulary_size)
     n *= (keep.amount / known.reference) ** known.by_amount * targets.target_temperature**known.by_temperature
     # The masses of draws are no less than 1 / amount: there is no room for more.

@@ -64,11 +64,11 @@ class Evaluator:
         spec = cache.manifest.targets
         self.cache, self.estimate, self._split = cache, estimate(spec), cache.split_name
         self._teacher, self._batch_size, self._threads = teacher, batch_size, threads
-        self._options = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0)
+        self._options = LossOptions(tail_weight=1.0 if spec.has_draws or spec.keep.complete else 0.0)
         extra = wants or BatchContents()
         self._wants = BatchContents(
-            targets=spec.keep.kind != "none",
-            statistics=spec.keep.kind != "none",
+            targets=spec.keep.has_teacher,
+            statistics=spec.keep.has_teacher,
             hidden=extra.hidden,
             pooled=extra.pooled,
         )

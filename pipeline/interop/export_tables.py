@@ -107,7 +107,7 @@ def left_out(form: ExportFormat, manifest: Manifest) -> tuple[str, ...]:
         names += ["tail mass" if targets.tail_known else ""]
         names += ["normalizers at other temperatures" if targets.temperatures else ""]
         names += ["entropy" if targets.entropy else "", "log p of next tokens that are not stored"]
-    names += ["draw counts" if targets.keep.kind == "sampled" else ""]
+    names += ["draw counts" if targets.keep.draws_repeat else ""]
     names += ["hidden states" if manifest.hidden.pooled or manifest.hidden.rows else ""]
     names += ["text" if data.text else "", "document columns" if data.columns else ""]
     return (*filter(None, names), "teacher, tokenizer and checksums")

@@ -15,7 +15,7 @@ from kdpipe.cache.format.number_lists import NumberLists
 from kdpipe.pipeline.documents.columns import BadRow
 from kdpipe.pipeline.interop.fields import Bools, Floats, Longs
 from kdpipe.schemas.cache_plan import MAX_SEQUENCE_ROWS
-from kdpipe.schemas.targets import MAX_ENTRIES
+from kdpipe.schemas.target_kinds import MAX_ENTRIES
 
 # Smallest log p of a cache (65,533 steps of 1/16 nat); padding is -1e9 or minus infinity.
 MIN_LOGPROB = -4095.0

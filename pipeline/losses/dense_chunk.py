@@ -16,7 +16,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.losses.divergences import TargetRows, clamped, divergence, weighted_sum
 from kdpipe.pipeline.losses.teacher_bins import LEAST
 from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
-from kdpipe.schemas.targets import State
+from kdpipe.schemas.target_kinds import State
 
 # Tensors of the size of a chunk that autograd holds here; a sparse chunk holds one.
 COPIES = 8

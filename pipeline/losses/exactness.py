@@ -37,7 +37,7 @@ def exactness(name: LogitName, spec: TargetSpec, temperature: float, options: Lo
     """`bound`: a lower bound, by one bin; `coarse`: so at a temperature without draws; `shifted`: the gradient is
     unbiased, the value lacks the teacher's entropy within the bin; `biased`: renormalized over the exact ids."""
     loss = LOGIT_LOSSES[name]
-    if loss.compares == "label" or spec.keep.kind == "state":
+    if loss.compares == "label" or spec.keep.complete:
         return "exact"
     if loss.compares == "exact_ids":
         return "biased"
@@ -67,9 +67,9 @@ def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float)
         compares = LOGIT_LOSSES[name].compares
         if compares == "label":
             continue
-        if spec.keep.kind == "none":
+        if not spec.keep.has_teacher:
             raise Incompatible(NO_TARGETS, hint=NO_TARGETS_HINT)
-        if compares == "exact_ids" or spec.keep.kind == "state":
+        if compares == "exact_ids" or spec.keep.complete:
             continue
         if not spec.tail_known:
             raise unknown_tail()
@@ -78,7 +78,7 @@ def check_spec(names: Iterable[LogitName], spec: TargetSpec, temperature: float)
 
 def estimate(spec: TargetSpec) -> Estimate | None:
     """How exact KL to the teacher at T=1 is with the targets of a cache; None where it is unavailable."""
-    if spec.keep.kind == "state":
+    if spec.keep.complete:
         return "exact"
     if not spec.tail_known:
         return None

@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kdpipe.cache.format.encode import CodedRows
 from kdpipe.cache.format.quantizers import Codes, to_codes, value_table
@@ -16,7 +17,9 @@ from kdpipe.cache.format.ragged import Runs, differences, draw_mask, next_tokens
 from kdpipe.cache.format.rows import Rows
 from kdpipe.cache.reshape.coded_sequences import EntryCounts
 from kdpipe.cache.reshape.recode import open_ranks
-from kdpipe.pipeline.requantization.resample import EntryChoice, Longs, PaddedEntries, resampler
+from kdpipe.pipeline.targets import resampler
+from kdpipe.pipeline.targets.draws import GOLDEN, key_of, mixed
+from kdpipe.pipeline.targets.stored_entries import EntryChoice, Longs, PaddedEntries
 from kdpipe.schemas.arrays import MISSING, LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.manifest import Manifest
 
@@ -86,7 +89,7 @@ class RowRequantizer:
 
     def _chosen(self, flat: _Flat, keys_R: Longs) -> tuple[Longs, Codes, EntryCounts]:
         """The entries that stay, in their new order; the times of each draw; the counts of each row."""
-        choose = resampler(self._manifest.targets.keep)
+        choose = resampler(self._manifest.targets.keep).resample
         starts = row_starts(flat.counts.exact + flat.counts.draws)
         places, times, n_exact, n_draws = [], [], [], []
         n_rows = max(1, BLOCK_ENTRIES // self._source.targets.max_entries)
@@ -189,3 +192,18 @@ def _is_entry(choice: EntryChoice) -> tuple[npt.NDArray[np.bool_], npt.NDArray[n
     slots = np.arange(choice.slots_RK.shape[1])
     is_entry = slots < (choice.n_exact_R + choice.n_draws_R)[:, None]
     return is_entry, is_entry & (slots >= choice.n_exact_R[:, None])
+
+
+def resample_keys(cache_id: str, seed: int, digests: npt.NDArray[np.uint8], lengths: Longs) -> Longs:
+    """One random key per row of consecutive documents, from the source, the seed, token digests and positions.
+
+    With the cache_id of the source, new draws are independent of the old ones: with equal keys, an id that was drawn
+    once would be drawn again too often.
+    """
+    words = [int(cache_id[i : i + 15], 16) for i in range(0, 60, 15)]
+    halves = torch.from_numpy(np.ascontiguousarray(digests).view("<i8").astype(np.int64).reshape(-1, 2))
+    keys = mixed(mixed(key_of(seed, *words) + GOLDEN + halves[:, 0]) + GOLDEN + halves[:, 1])
+    starts = np.cumsum(lengths) - lengths
+    positions = torch.from_numpy(np.arange(int(lengths.sum())) - np.repeat(starts, lengths))
+    keys_R: Longs = mixed(keys.repeat_interleave(torch.from_numpy(lengths)) + GOLDEN + positions).numpy()
+    return keys_R

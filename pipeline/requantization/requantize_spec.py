@@ -4,37 +4,19 @@ In: the manifest of a cache, and a `RequantizeSpec`. Out: the manifest with fewe
 `ConfigError` that names the setting that needs more than the source has.
 """
 
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from kdpipe.cache.reshape.adopt import with_changes, without_rows
 from kdpipe.schemas.arrays import default_arrays
-from kdpipe.schemas.capture_settings import PROFILES, TargetSettings
-from kdpipe.schemas.choices import RequantizedKind
+from kdpipe.schemas.capture_settings import TargetSettings
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.reshape import RequantizeSpec
-from kdpipe.schemas.targets import CAPTURED, KeptSpec, State, TargetSpec
+from kdpipe.schemas.target_kinds import PROFILES, State
+from kdpipe.schemas.targets import CAPTURED, RECORDS, KeptSpec, TargetSpec
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amount:
-    """How much a kind of target keeps: a setting of `RequantizeSpec`, and the field of the kind's record."""
-
-    setting: str
-    field: str
-
-    @property
-    def option(self) -> str:
-        return f"--{self.setting.replace('_', '-')}"
-
-
-AMOUNTS: dict[RequantizedKind, Amount] = {
-    "threshold": Amount(setting="tau", field="tau"),
-    "sampled": Amount(setting="draws", field="draws"),
-    "topk": Amount(setting="top_k", field="k"),
-    "topp": Amount(setting="top_p", field="p"),
-}
+# What decides how much a kind keeps: a setting of `RequantizeSpec`, by kind.
+AMOUNTS = {name: kind.requantized_by for name, kind in RECORDS.items() if kind.requantized_by is not None}
 
 
 def requantized_manifest(manifest: Manifest, spec: RequantizeSpec) -> Manifest:
@@ -110,20 +92,21 @@ def _keep(keep: KeptSpec, spec: RequantizeSpec) -> KeptSpec:
             f"--targets {spec.targets}: the cache has targets of kind {keep.kind}, which cannot be converted",
             hint="only a cache of states can change its kind; use cache-teacher",
         )
-    given = [amount for amount in AMOUNTS.values() if getattr(spec, amount.setting) is not None]
-    own = next((amount for kind, amount in AMOUNTS.items() if kind == keep.kind), None)
-    if other := [amount for amount in given if amount != own]:
+    given = [setting for setting in AMOUNTS.values() if getattr(spec, setting) is not None]
+    own = keep.requantized_by
+    if other := [setting for setting in given if setting != own]:
         raise ConfigError(
-            f"{other[0].option} does not apply to targets of kind {keep.kind}",
-            hint="omit it" if own is None else f"use {own.option}",
+            f"{_option(other[0])} does not apply to targets of kind {keep.kind}",
+            hint="omit it" if own is None else f"use {_option(own)}",
         )
     if own is None or not given:
         return keep
-    value, old = getattr(spec, own.setting), getattr(keep, own.field)
-    reduced = keep.model_copy(update={own.field: type(old)(value)})
-    if reduced.is_richer_than(keep):  # type: ignore[arg-type]  # a copy has the type of its original
+    field = keep.settings[own]
+    value, old = getattr(spec, own), getattr(keep, field)
+    reduced = keep.model_copy(update={field: type(old)(value)})
+    if reduced.is_richer_than(keep):
         raise ConfigError(
-            f"{own.option} {value:g} needs more than the cache has, which was made with {old:g}",
+            f"{_option(own)} {value:g} needs more than the cache has, which was made with {old:g}",
             hint="make a new cache with cache-teacher",
         )
     return reduced
@@ -131,13 +114,16 @@ def _keep(keep: KeptSpec, spec: RequantizeSpec) -> KeptSpec:
 
 def _from_state(keep: State, spec: RequantizeSpec) -> KeptSpec:
     """A target of the given kind, with the defaults of cache-teacher."""
-    given = [kind for kind in get_args(RequantizedKind) if getattr(spec, AMOUNTS[kind].setting) is not None]
-    kind: RequantizedKind | None = spec.targets or (given[0] if given else None)
+    given = [kind for kind, setting in AMOUNTS.items() if getattr(spec, setting) is not None]
+    kind = spec.targets or (given[0] if given else None)
     if kind is None:
         return keep
-    if other := [AMOUNTS[name].option for name in given if name != kind]:
-        raise ConfigError(f"{other[0]} does not apply to targets of kind {kind}", hint=f"use {AMOUNTS[kind].option}")
-    amount, defaults = AMOUNTS[kind], TargetSettings(tau=PROFILES["standard"])
-    value = getattr(spec, amount.setting) or getattr(defaults, amount.setting)
-    target: KeptSpec = CAPTURED[kind].model_validate({amount.field: value})  # type: ignore[assignment]
-    return target
+    own = AMOUNTS[kind]
+    if other := [AMOUNTS[name] for name in given if name != kind]:
+        raise ConfigError(f"{_option(other[0])} does not apply to targets of kind {kind}", hint=f"use {_option(own)}")
+    value = getattr(spec, own) or getattr(TargetSettings(tau=PROFILES["standard"]), own)
+    return CAPTURED[kind].model_validate({CAPTURED[kind].settings[own]: value})
+
+
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"

@@ -16,12 +16,13 @@ import torch
 from kdpipe.cache.format.encode import CodedRows, encode
 from kdpipe.cache.format.quantizers import Codes
 from kdpipe.cache.format.rows import Rows, Sequence
-from kdpipe.pipeline.requantization.resample import Longs
 from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer, to_block
 from kdpipe.pipeline.targets.request import TargetRequest
+from kdpipe.pipeline.targets.stored_entries import Longs
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import HiddenSpec, State
+from kdpipe.schemas.target_kinds import State
+from kdpipe.schemas.targets import HiddenSpec
 
 # Logits in memory at a time.
 LOGITS = 1 << 23

@@ -3,13 +3,16 @@
 In: a chunk at the target temperature. Out: the ids that it keeps, and how often each was drawn.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
-from kdpipe.pipeline.targets.draws import below
+from kdpipe.pipeline.targets.draws import below, words
 from kdpipe.pipeline.targets.masses import LARGEST_MASS, SMALLEST_TAIL, Masses
-from kdpipe.schemas.targets import Sampled
+from kdpipe.pipeline.targets.stored_entries import EntryChoice, Longs, PaddedEntries
+from kdpipe.pipeline.targets.stored_entries import slots as slot_numbers
+from kdpipe.schemas.target_kinds import Sampled
 
 # Keeps the scale finite where the most probable id has all the mass; such a row has no draws.
 _LEAST_POWER = 1e-28
@@ -39,6 +42,10 @@ class DrawSampler:
             times_CK=torch.cat([torch.ones_like(top_CK[:, :1]), times_CK], dim=1),
         )
 
+    def resample(self, entries: PaddedEntries, keys_R: Longs) -> EntryChoice:
+        """Choose among stored draws."""
+        return resample_draws(entries, keys_R, self._draws)
+
 
 def _counted(ids_CN: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each id once, ascending, its count, and the number of ids."""
@@ -50,3 +57,26 @@ def _counted(ids_CN: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = ids_CN.new_zeros(shape).scatter_(1, place_CN, sorted_CN)
     times = ids_CN.new_zeros(shape).scatter_add_(1, place_CN, torch.ones_like(sorted_CN))
     return ids[:, :width], times[:, :width], new_CN.sum(dim=1)
+
+
+def resample_draws(entries: PaddedEntries, keys_R: Longs, draws: int) -> EntryChoice:
+    """A uniform sample of a row's independent draws, which are then independent draws again."""
+    slots, keys = slot_numbers(entries), torch.from_numpy(keys_R)[:, None]
+    is_draw = (slots >= entries.n_exact_R[:, None]) & (slots < entries.counts[:, None])
+    times = np.where(is_draw, entries.times_RK, 0)
+    n_old = int(times.sum(axis=1).max(initial=0))
+    kept = np.zeros_like(times)
+    if n_old:
+        # A random number for every single draw; those with the lowest numbers stay.
+        ends = np.cumsum(times, axis=1)
+        chance = words(keys, torch.arange(n_old)).numpy()
+        singles = np.arange(n_old) < ends[:, -1:]
+        chosen = np.argsort(np.where(singles, chance, np.iinfo(np.int64).max), axis=1, kind="stable")[:, :draws]
+        owner = np.stack([np.searchsorted(end, draw, side="right") for end, draw in zip(ends, chosen, strict=True)])
+        rows = np.flatnonzero(ends[:, -1] > 0)
+        np.add.at(kept, (np.repeat(rows, chosen.shape[1]), owner[rows].reshape(-1)), 1)
+    stays = kept > 0
+    laid_out = np.argsort(np.where(slots < entries.n_exact_R[:, None], slots, np.where(stays, slots, 1 << 30)), axis=1)
+    n_draws_R = stays.sum(axis=1)
+    times = np.take_along_axis(kept, laid_out, axis=1)
+    return EntryChoice(n_exact_R=entries.n_exact_R, n_draws_R=n_draws_R, slots_RK=laid_out, times_RK=times)

@@ -3,25 +3,11 @@
 In: `TargetSettings`, the size of the vocabulary, and for kind `state` the output head. Out: a `TargetSpec`.
 """
 
-from dataclasses import dataclass
-from typing import assert_never
-
 from kdpipe.schemas.arrays import log_z_quantizer
-from kdpipe.schemas.capture_settings import PROFILES, TargetSettings
-from kdpipe.schemas.choices import DtypeName
+from kdpipe.schemas.capture_settings import TargetSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import CAPTURED, KeptSpec, NoTargets, Sampled, State, TargetSpec, Threshold, TopK, TopP
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputHead:
-    """How a teacher's last hidden state becomes logits, for kind `state`."""
-
-    width: int
-    dtype: DtypeName = "float32"
-    bias: bool = False
-    soft_cap: float | None = None
-    logit_scale: float = 1.0
+from kdpipe.schemas.target_kinds import OutputHead
+from kdpipe.schemas.targets import CAPTURED, TargetSpec
 
 
 def target_spec(
@@ -30,7 +16,7 @@ def target_spec(
     """The target spec, with log_z at the target temperature, at which weights are read."""
     kind = CAPTURED[settings.kind]
     if not kind.has_teacher:
-        return TargetSpec(keep=NoTargets(), temperatures=(), entropy=False)
+        return TargetSpec(keep=kind.from_settings({}, vocabulary_size, None), temperatures=(), entropy=False)
     temperatures = settings.temperatures
     if settings.target_temperature not in (1.0, *temperatures):
         temperatures = (*temperatures, settings.target_temperature)
@@ -47,7 +33,7 @@ def target_spec(
             hint="use --targets threshold or sampled, or omit targets.draw_values",
         )
     return TargetSpec(
-        keep=_keep(settings, vocabulary_size, head),
+        keep=kind.from_settings(dict(settings), vocabulary_size, head),
         target_temperature=settings.target_temperature,
         temperatures=temperatures,
         draw_values=_has_values(settings),
@@ -75,48 +61,3 @@ def _has_values(settings: TargetSettings) -> bool:
     if settings.draw_values is not None:
         return settings.draw_values
     return settings.target_temperature != 1.0 and CAPTURED[settings.kind].has_draws
-
-
-def _keep(settings: TargetSettings, vocabulary_size: int, head: OutputHead | None) -> KeptSpec:
-    most = settings.max_entries
-    match settings.kind:
-        case "threshold":
-            if most == 1:
-                raise ConfigError(
-                    "targets.max_entries is 1, targets of kind threshold hold at least one id and one draw",
-                    hint="give 2 or more",
-                )
-            tau = settings.tau or PROFILES[settings.profile]
-            return Threshold(tau=tau) if most is None else Threshold(tau=tau, max_entries=most)
-        case "sampled":
-            return Sampled(draws=settings.draws)
-        case "topk":
-            if settings.top_k > vocabulary_size:
-                raise ConfigError(
-                    f"--top-k is {settings.top_k:,}, the vocabulary has {vocabulary_size:,} ids",
-                    hint=f"give at most {vocabulary_size:,}",
-                )
-            return TopK(k=settings.top_k)
-        case "topp":
-            return TopP(p=settings.top_p) if most is None else TopP(p=settings.top_p, max_entries=most)
-        case "state":
-            return _state(head)
-        case "none":
-            return NoTargets()
-    assert_never(settings.kind)
-
-
-def _state(head: OutputHead | None) -> State:
-    if head is None:
-        raise ConfigError(
-            "targets of kind state need a teacher whose logits are its last hidden state times an output head",
-            hint="use --targets threshold",
-        )
-    return State(
-        width=head.width,
-        group=min(128, head.width),
-        head_dtype=head.dtype,
-        head_bias=head.bias,
-        soft_cap=head.soft_cap,
-        logit_scale=head.logit_scale,
-    )

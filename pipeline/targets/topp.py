@@ -3,11 +3,13 @@
 In: a chunk at the target temperature. Out: the ids that it keeps.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
-from kdpipe.schemas.targets import TopP
+from kdpipe.pipeline.targets.stored_entries import EntryChoice, Longs, PaddedEntries, keep_first, slots
+from kdpipe.schemas.target_kinds import TopP
 
 
 class TopPSampler:
@@ -23,3 +25,14 @@ class TopPSampler:
         short_CK = reached_CK[:, :-1] < self._p * chunk.total_C.double()[:, None]
         n_C = short_CK.sum(dim=1) + 1
         return KeptEntries(n_exact_C=n_C, n_draws_C=torch.zeros_like(keys_C), ids_CK=ids_CK)
+
+    def resample(self, entries: PaddedEntries, keys_R: Longs) -> EntryChoice:
+        return keep_first(entries, _reaching(entries, self._p))
+
+
+def _reaching(entries: PaddedEntries, p: float) -> Longs:
+    """The smallest number of exact ids whose mass reaches p, or all."""
+    is_exact = slots(entries) < entries.n_exact_R[:, None]
+    reached = np.cumsum(np.where(is_exact, entries.weights_RK, 0.0), axis=1)
+    n_R: Longs = np.minimum((reached < p).sum(axis=1) + 1, entries.n_exact_R)
+    return n_R

@@ -1,7 +1,7 @@
 """Teachers: language models that predict at the rows of some segments, and the backends that run them.
 
 In: settings. Out: a `TeacherBackend`, which describes its teacher before anything is loaded, and then loads a
-`Teacher`. A backend is one module and one row of `BACKENDS`; only its module knows what its model is.
+`Teacher`. A backend is one module and one row of `schemas/tables.py`; only its module knows what its model is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,17 +14,16 @@ import numpy.typing as npt
 from kdpipe.cache.format.rows import Block, Floats
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.targets.target_spec import OutputHead
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import CaptureSettings, MachineSettings, TeacherSettings
 from kdpipe.schemas.choices import TeacherBackendName
+from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.part import Fidelity
+from kdpipe.schemas.tables import TEACHER_BACKENDS
+from kdpipe.schemas.target_kinds import OutputHead
 from kdpipe.schemas.targets import CAPTURED
 
-BACKENDS: dict[TeacherBackendName, str] = {
-    "transformers": "kdpipe.pipeline.teachers.transformers_backend:TransformersBackend",
-}
 TOKENS_ONLY = "kdpipe.pipeline.teachers.tokens_only:TokensOnlyBackend"
 Table = npt.NDArray[Any]
 
@@ -128,14 +127,19 @@ class TeacherBackend(Protocol):
 
 def backend_type(name: TeacherBackendName) -> type[TeacherBackend]:
     """The backend of a name, its module imported now."""
-    return _imported(BACKENDS[name])
+    return _imported(TEACHER_BACKENDS[name])
 
 
 def recorded_backend(
     name: str, record: manifest.TeacherRecord, machine: MachineSettings, *, trusted: bool
 ) -> TeacherBackend:
     """The backend that runs the teacher of this name as a manifest records it; `trusted` allows its own code."""
-    backend = backend_type(TeacherSettings(name=name).backend)
+    if record.backend not in TEACHER_BACKENDS:
+        raise ConfigError(
+            f"the teacher was run by the backend {record.backend}, this kdpipe has {', '.join(TEACHER_BACKENDS)}",
+            hint="use the version of kdpipe that made the cache",
+        )
+    backend = backend_type(record.backend)
     teacher = backend.recorded(name, record).model_copy(update={"trust_remote_code": trusted})
     return backend(teacher, machine)
 

@@ -69,7 +69,7 @@ class LogitReader:
         self._pooled = Projector(hidden.pooled, forward.shape.widths, device, _fitted("pooled", hidden.pooled, request))
         self._rows = Projector(hidden.rows, forward.shape.widths, device, _fitted("rows", hidden.rows, request))
         self._layers = frozenset((*self._pooled.layers, *self._rows.layers))
-        self._keeps_state = request.targets.keep.kind == "state"
+        self._keeps_state = request.targets.keep.state_width > 0
         if self._keeps_state and forward.head is None:
             raise ConfigError(
                 "targets of kind state need an output head that is one matrix, this teacher has none",

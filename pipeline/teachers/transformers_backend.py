@@ -11,7 +11,6 @@ import torch
 
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.model_info import DTYPE_BYTES, ModelInfo, read_model_info
-from kdpipe.pipeline.targets.target_spec import OutputHead
 from kdpipe.pipeline.teachers import TeacherInfo
 from kdpipe.pipeline.teachers.load_teacher import load, recorded_settings, weight_bytes
 from kdpipe.pipeline.teachers.reading import logits_bytes
@@ -21,6 +20,7 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.target_kinds import OutputHead
 
 # Tokens of a batch, padding included: few keep a CPU busy, a GPU needs many.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384

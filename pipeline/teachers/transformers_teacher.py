@@ -22,7 +22,6 @@ from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.models.memory import is_out_of_memory
 from kdpipe.pipeline.models.model_info import check_vocabulary
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.targets.target_spec import OutputHead
 from kdpipe.pipeline.teachers import CaptureResult, Table
 from kdpipe.pipeline.teachers.forward import Forward
 from kdpipe.pipeline.teachers.load_teacher import LoadedTeacher
@@ -32,6 +31,7 @@ from kdpipe.schemas import manifest
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import KdpipeError
 from kdpipe.schemas.part import Fidelity
+from kdpipe.schemas.target_kinds import OutputHead
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -16,7 +16,7 @@ from kdpipe.schemas.train_settings import LossSettings, PositionSelection, Train
 
 def default_tail_weight(spec: TargetSpec) -> float:
     """1 if samples or states cover the tail, else 0."""
-    return 1.0 if spec.has_draws or spec.keep.kind == "state" else 0.0
+    return 1.0 if spec.has_draws or spec.keep.complete else 0.0
 
 
 def check_targets(losses: LossSettings, curriculum: Curriculum, manifest: Manifest) -> None:
@@ -42,7 +42,7 @@ def check_metric(settings: TrainSettings, manifest: Manifest, *, validates: bool
             "saving.final is best, but the cache has no validation split",
             hint="omit it, or make a cache with --val-fraction",
         )
-    unknown = {"kl_teacher": estimate(spec) is None, "top1_agreement": spec.keep.kind == "none"}
+    unknown = {"kl_teacher": estimate(spec) is None, "top1_agreement": not spec.keep.has_teacher}
     if validates and unknown.get(metric or "", False):
         raise Incompatible(
             f"evaluation.metric is {metric}, which cannot be computed from this cache",
@@ -59,7 +59,7 @@ def _check_selection(selection: PositionSelection, curriculum: Curriculum, spec:
             hint="omit it, or give the term a weight",
         )
     by = selection.by
-    if (by == "teacher_entropy" and not spec.entropy) or (by == "label_logprob" and spec.keep.kind == "none"):
+    if (by == "teacher_entropy" and not spec.entropy) or (by == "label_logprob" and not spec.keep.has_teacher):
         raise statistic_missing(selection)
 
 
@@ -71,7 +71,7 @@ def warnings(settings: TrainSettings, curriculum: Curriculum, manifest: Manifest
     kd = curriculum.terms & set(LOGIT_NAMES) - {"ce"}
     if "renormalized" in kd:
         yield "renormalized top-k is biased: the student becomes overconfident; use it only as a baseline"
-    if not kd or spec.keep.kind == "state":
+    if not kd or spec.keep.complete:
         return
     for temperature in sorted(curriculum.temperatures - {spec.target_temperature}):
         yield (

@@ -11,12 +11,10 @@ from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.collate import BatchContents, make_batch
 from kdpipe.pipeline.losses.teacher_bins import kept_mass
 from kdpipe.pipeline.training.curriculum import Curriculum
-from kdpipe.schemas.capture_settings import PROFILES
 from kdpipe.schemas.errors import Incompatible
 from kdpipe.schemas.losses import LOGIT_LOSSES
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.progress import Progress
-from kdpipe.schemas.targets import Sampled, Threshold
 
 # Exact mass below which a run is warned, and below which it is refused.
 LEAST_MASS, REFUSED_MASS = 0.5, 0.2
@@ -64,19 +62,9 @@ def remedy(url: str, manifest: Manifest, temperature: float) -> str:
     source = manifest.data.source
     out = _new_location(url, temperature)
     making = ["kdpipe", "cache-teacher", "--teacher", name, "--data", "DATA" if " + " in source else source]
-    making += [*_targets(manifest), "--target-temperature", f"{temperature:g}", "--out", out]
+    making += [*manifest.targets.keep.flags(), "--target-temperature", f"{temperature:g}", "--out", out]
     training = ["kdpipe", "train", "--from-cache", out, "--temperature", f"{temperature:g}"]
     return f"make a cache for this temperature and train from it: `{shlex.join(making)}`, then `{shlex.join(training)}`"
-
-
-def _targets(manifest: Manifest) -> list[str]:
-    """Options for targets like those of this cache; kinds without samples become the default."""
-    keep = manifest.targets.keep
-    if isinstance(keep, Sampled):
-        return ["--targets", "sampled", "--draws", str(keep.draws)]
-    if isinstance(keep, Threshold) and keep.tau != PROFILES["standard"]:
-        return ["--tau", f"{keep.tau:g}"]
-    return []
 
 
 def _new_location(url: str, temperature: float) -> str:

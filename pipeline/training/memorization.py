@@ -12,8 +12,8 @@ from kdpipe.pipeline.losses.exactness import uses_draws
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.schedules import StepPlan
-from kdpipe.schemas.capture_settings import PROFILES
-from kdpipe.schemas.targets import TargetSpec, Threshold
+from kdpipe.schemas.target_kinds import PROFILES, Threshold
+from kdpipe.schemas.targets import TargetSpec
 
 # Epochs up to which memorized samples cost little, measured at 15,000 and 50,000 positions; the power for more
 # positions is a guess (docs/experiments.md#many-epochs).

@@ -25,7 +25,7 @@ from kdpipe.schemas.arrays import (
 )
 from kdpipe.schemas.manifest import MAX_TABLE_BYTES, Manifest
 from kdpipe.schemas.part import MAX_PART_FILES, PartRecord
-from kdpipe.schemas.targets import MAX_ENTRIES
+from kdpipe.schemas.target_kinds import MAX_ENTRIES
 from support.kinds import KINDS, kind_manifest
 from support.specification import block, record_tables, sections, table, type_in_words
 

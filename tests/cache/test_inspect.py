@@ -12,7 +12,8 @@ from kdpipe.cache.inspect import inspect_cache
 from kdpipe.cache.opening import create_cache
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
 from kdpipe.schemas.part import Fidelity
-from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK
+from kdpipe.schemas.targets import KeptSpec
 from support import tiny
 from support.arbitrary import Wish, write
 

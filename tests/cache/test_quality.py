@@ -7,7 +7,8 @@ import pytest
 from kdpipe.cache.quality import GRADIENT_BATCH, by_temperature, gradient_angle, mean_and_error, verdict
 from kdpipe.schemas.part import Fidelity
 from kdpipe.schemas.summary import FidelitySummary
-from kdpipe.schemas.targets import Imported, NoTargets, Sampled, State, TargetSpec, Threshold, TopK
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK
+from kdpipe.schemas.targets import TargetSpec
 
 DRAWS = TargetSpec(keep=Threshold(tau=0.04), temperatures=(2.0, 4.0))
 

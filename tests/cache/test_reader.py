@@ -12,7 +12,7 @@ from kdpipe.cache.reader import Cache
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.manifest import read_manifest
 from kdpipe.schemas.strict_json import canonical, parse
-from kdpipe.schemas.targets import NoTargets, Sampled, Threshold
+from kdpipe.schemas.target_kinds import NoTargets, Sampled, Threshold
 from support import tiny
 from support.arbitrary import Wish, write
 from support.reading import arrays_of, assert_same_rows, digests_of_all, joined

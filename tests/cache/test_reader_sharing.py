@@ -17,7 +17,7 @@ from kdpipe.cache import open_cache
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.stores.local_store import LocalStore
 from kdpipe.schemas.errors import CacheDamaged
-from kdpipe.schemas.targets import Sampled
+from kdpipe.schemas.target_kinds import Sampled
 from support import tiny
 from support.arbitrary import Wish, write
 from support.reading import digest_of, digests_of_all, mapped_files, open_files, read_in_threads

@@ -14,7 +14,8 @@ from kdpipe.cache import open_cache
 from kdpipe.cache.format.rows import Block, Rows, Sequence
 from kdpipe.cache.reader import Cache
 from kdpipe.schemas.arrays import SCALAR_STEP
-from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import KeptSpec
 from support.arbitrary import BY_ROW, POOLED, Wish, write
 from support.reference import Expected, expected_rows, quantized
 

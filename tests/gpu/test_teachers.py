@@ -13,7 +13,7 @@ from kdpipe.pipeline.teachers.load_teacher import load
 from kdpipe.pipeline.teachers.transformers_backend import teacher_shape
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.schemas.capture_settings import TeacherSettings
-from kdpipe.schemas.targets import TopK
+from kdpipe.schemas.target_kinds import TopK
 from support.models import FAMILIES, tiny_llama, tiny_model
 from support.teachers import Truth, local_teacher, request_for, segments_of
 

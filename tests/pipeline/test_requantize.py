@@ -14,9 +14,8 @@ from kdpipe.cache.opening import open_cache
 from kdpipe.cache.reshape import rebuild as making
 from kdpipe.cache.reshape.recode import CodedPart
 from kdpipe.pipeline import requantize as story
-from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer
+from kdpipe.pipeline.requantization.requantize_rows import RowRequantizer, resample_keys
 from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
-from kdpipe.pipeline.requantization.resample import resample_keys
 from kdpipe.pipeline.requantize import requantize
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import ConfigError

@@ -25,19 +25,8 @@ from kdpipe.schemas.manifest import Data, Manifest, SourceColumn, Table, Teacher
 from kdpipe.schemas.part import PartRecord, ScaledRows, Statistics
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.strict_json import canonical
-from kdpipe.schemas.targets import (
-    HiddenSpec,
-    Imported,
-    KeptSpec,
-    NoTargets,
-    Sampled,
-    State,
-    TargetSpec,
-    Threshold,
-    TopK,
-    TopP,
-    Vector,
-)
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import HiddenSpec, KeptSpec, TargetSpec, Vector
 from kdpipe.schemas.version import check_version
 from support.arbitrary import Wish
 

@@ -9,7 +9,7 @@ from kdpipe.schemas.errors import FileDamaged
 from kdpipe.schemas.manifest import Manifest, read_manifest
 from kdpipe.schemas.records import allowed_keys, read_record
 from kdpipe.schemas.strict_json import canonical, parse
-from kdpipe.schemas.targets import Sampled, Threshold
+from kdpipe.schemas.target_kinds import Sampled, Threshold
 from support.arbitrary import Wish
 
 MANIFEST = Wish(keep=Threshold(tau=0.1), vocabulary_size=9, hidden=True).manifest

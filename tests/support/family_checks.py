@@ -20,7 +20,8 @@ from kdpipe.pipeline.losses.terms import LogitTerm, LossOptions
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.pipeline.students.student import Student
-from kdpipe.schemas.targets import HiddenSpec, TopK, Vector, WholeState
+from kdpipe.schemas.target_kinds import TopK
+from kdpipe.schemas.targets import HiddenSpec, Vector, WholeState
 from support.family_configs import MOST_PARAMETERS
 from support.students import batch_of, student
 from support.teachers import Truth, local_teacher, request_for, segments_of

@@ -15,7 +15,8 @@ from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.cache.opening import create_cache
 from kdpipe.schemas.arrays import Arrays, Column, LinearQuantizer, LogOddsQuantizer, default_arrays
 from kdpipe.schemas.manifest import Manifest, expected_tables
-from kdpipe.schemas.targets import HiddenSpec, PcaProjection, State, TargetSpec, Vector, WholeState
+from kdpipe.schemas.target_kinds import State
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec, Vector, WholeState
 from support.synthetic import Recipe, synthetic_manifest, synthetic_part, synthetic_tables
 
 BASE = Recipe(

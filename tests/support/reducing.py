@@ -14,7 +14,8 @@ from torch import Tensor
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.schemas.targets import HiddenSpec, KeptSpec, Sampled, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Sampled, Threshold, TopK, TopP
+from kdpipe.schemas.targets import HiddenSpec, KeptSpec, TargetSpec
 
 CPU = torch.device("cpu")
 # Every kind with entries: few and many, narrower and wider than a small vocabulary.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kdpipe.cache.format.rows import Block, Sequence
 from kdpipe.schemas.arrays import LinearQuantizer, LogOddsQuantizer
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.targets import State
+from kdpipe.schemas.target_kinds import State
 
 Doubles = npt.NDArray[np.float64]
 NAN = math.nan

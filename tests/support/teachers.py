@@ -26,7 +26,8 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import HiddenSpec, TargetSpec, TopK
+from kdpipe.schemas.target_kinds import TopK
+from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
 Doubles = npt.NDArray[np.float64]
 CPU = torch.device("cpu")

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from kdpipe.pipeline.targets.reduce import ReducedRows
-from kdpipe.schemas.targets import Sampled, TargetSpec
+from kdpipe.schemas.target_kinds import Sampled
+from kdpipe.schemas.targets import TargetSpec
 from support import dense_twin
 from support.reducing import rows_of
 

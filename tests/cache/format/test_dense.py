@@ -7,7 +7,8 @@ import pytest
 
 from kdpipe.cache import open_cache
 from kdpipe.schemas.errors import Incompatible
-from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import KeptSpec
 from support.arbitrary import Wish, write
 from support.reference import dense_target, expected_rows
 

@@ -13,7 +13,7 @@ from kdpipe.cache import open_cache
 from kdpipe.cache.opening import create_cache
 from kdpipe.cache.parts.tables import from_bfloat16, to_bfloat16
 from kdpipe.schemas.errors import CacheDamaged, CacheWriteError
-from kdpipe.schemas.targets import State
+from kdpipe.schemas.target_kinds import State
 from support import tiny
 from support.arbitrary import Wish, write
 

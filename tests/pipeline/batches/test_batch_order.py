@@ -10,7 +10,7 @@ from kdpipe.cache import Cache, open_cache
 from kdpipe.cache.order import SequenceOrder
 from kdpipe.pipeline.batches.batch_order import Ascending, mean_entropies, ordering
 from kdpipe.schemas.errors import ConfigError, Incompatible
-from kdpipe.schemas.targets import NoTargets
+from kdpipe.schemas.target_kinds import NoTargets
 from support.arbitrary import Wish, write
 from support.tiny import SMALL, begin_cache, make_cache
 

@@ -16,7 +16,8 @@ from kdpipe.cache.parts.part_reader import PartReader
 from kdpipe.pipeline.batches.collate import BatchContents, check_contents, make_batch
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, StepBatch, Targets
 from kdpipe.schemas.errors import CacheDamaged, Incompatible
-from kdpipe.schemas.targets import Imported, KeptSpec, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import KeptSpec
 from support.arbitrary import Wish, write
 from support.batches import equal_batches
 

@@ -8,11 +8,11 @@ import pytest
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.plan import plan
-from kdpipe.pipeline.teachers import BACKENDS
 from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.progress import SilentProgress
+from kdpipe.schemas.tables import TEACHER_BACKENDS
 from support.corpora import small_tokenizer
 from support.stage_one import make_inputs, run, settings_for
 from support.teachers import ListedBackend
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setitem(BACKENDS, LISTED, "support.teachers:ListedBackend")
+        patch.setitem(TEACHER_BACKENDS, LISTED, "support.teachers:ListedBackend")
         yield
 
 
@@ -44,7 +44,8 @@ def test_top_ids_of_another_backend_are_cached(folder: Path) -> None:
     report = run(listed_settings(folder))
     assert report.complete and report.entries_per_position == 5
     manifest = open_cache(folder / "cache").manifest
-    assert manifest.teacher is not None and not manifest.teacher.full_distribution
+    assert manifest.teacher is not None and manifest.teacher.backend == LISTED
+    assert not manifest.teacher.full_distribution
     assert not manifest.targets.entropy and not manifest.hidden.pooled
 
 

@@ -10,7 +10,8 @@ from kdpipe.pipeline.capture.buffer_limits import (
     waiting_sequences,
     window_rows,
 )
-from kdpipe.schemas.targets import HiddenSpec, KeptSpec, Sampled, State, TargetSpec, Threshold, TopK, TopP, Vector
+from kdpipe.schemas.target_kinds import Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import HiddenSpec, KeptSpec, TargetSpec, Vector
 
 NARROW = HiddenSpec()
 WIDE = HiddenSpec(rows=tuple(Vector(layer=layer, width=4096, group=128) for layer in range(8)))

@@ -11,7 +11,8 @@ from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.tokens_only import TokensOnlyTeacher
-from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec, TopK, Vector
+from kdpipe.schemas.target_kinds import TopK
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec, Vector
 from support.teachers import segments_of
 
 WIDTH = 6

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from kdpipe.cache.inspect import inspect_cache
-from kdpipe.pipeline.capture.size_table import SIZES, sizes_of, token_bytes
-from kdpipe.pipeline.targets import KINDS
-from kdpipe.schemas.targets import Imported, Sampled, TargetSpec, Threshold, TopK, TopP
+from kdpipe.pipeline.capture.size_table import VOCABULARIES, sizes_of, token_bytes
+from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.target_kinds import Imported, Sampled, Threshold, TopK, TopP
+from kdpipe.schemas.targets import RECORDS, TargetSpec
 from support.synthetic import Recipe
 from support.tiny import make_cache, manifest_of
 
@@ -20,7 +21,9 @@ HOT: dict[str, Any] = {"target_temperature": 2.0, "temperatures": (2.0,), "draw_
 
 
 def test_every_kind_with_a_sampler_has_sizes() -> None:
-    assert set(SIZES) == set(KINDS)
+    sizes = {name: kind.sizes for name, kind in RECORDS.items() if kind.sizes}
+    assert set(sizes) == {name for name, row in TARGET_KINDS.items() if row.sampler}
+    assert all(len(known.entries) == len(known.id_bytes) == len(VOCABULARIES) for known in sizes.values())
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,6 @@ def test_a_richer_target_of_a_kind_takes_more(less: Any, more: Any) -> None:
     assert more.is_richer_than(less)
     assert not less.is_richer_than(more)
     assert not less.is_richer_than(less)
-    if less.kind in SIZES:
+    if less.sizes:
         small, large = (sizes_of(TargetSpec(keep=keep), 50_000)[1] for keep in (less, more))
         assert small is not None and large is not None and small < large

@@ -16,7 +16,8 @@ from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.schemas.arrays import default_arrays
 from kdpipe.schemas.capture_settings import DataSettings
 from kdpipe.schemas.manifest import Data, Manifest, expected_tables
-from kdpipe.schemas.targets import HiddenSpec, NoTargets, TargetSpec
+from kdpipe.schemas.target_kinds import NoTargets
+from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 from support.corpora import CHATML, chat_rows, pair_rows, small_tokenizer, text_rows, write_jsonl
 
 LENGTH = 64

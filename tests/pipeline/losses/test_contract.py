@@ -10,7 +10,8 @@ import pytest
 from kdpipe.pipeline.losses.exactness import label
 from kdpipe.pipeline.losses.terms import LossOptions, factor, function_of
 from kdpipe.schemas.losses import HIDDEN_LOSSES, LOGIT_LOSSES, LOSSES
-from kdpipe.schemas.targets import TargetSpec, TopK
+from kdpipe.schemas.target_kinds import TopK
+from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_settings import LossSettings, LossWeights
 from support import hidden_twins, loss_twins
 from support.loss_contract import CHECKS, HELLINGER, docs_row, hellinger_twin

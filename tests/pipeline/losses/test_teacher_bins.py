@@ -11,7 +11,8 @@ from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.teacher_bins import bins, kept_mass, log_z
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES, LogitTerm, LossOptions
 from kdpipe.schemas.errors import Incompatible
-from kdpipe.schemas.targets import Imported, NoTargets, Sampled, State, TargetSpec, Threshold, TopK
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK
+from kdpipe.schemas.targets import TargetSpec
 from support.loss_twins import Asked, largest_ids, softmax, targets, world
 from support.losses import head_of, linear, ours
 

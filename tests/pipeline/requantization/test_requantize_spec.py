@@ -7,7 +7,7 @@ import pytest
 from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.reshape import RequantizeSpec
-from kdpipe.schemas.targets import Sampled, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Sampled, Threshold, TopK, TopP
 from support.kinds import kind_manifest
 
 

@@ -1,6 +1,7 @@
 """What is kept twice over: exact where stage one would have been, and on the mean the teacher's probabilities."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from kdpipe.pipeline.requantization import resample
-from kdpipe.pipeline.requantization.resample import EntryChoice, PaddedEntries, resample_keys, resampler
+from kdpipe.pipeline.requantization.requantize_rows import resample_keys
+from kdpipe.pipeline.requantization.requantize_spec import AMOUNTS
+from kdpipe.pipeline.targets import resampler, threshold
 from kdpipe.pipeline.targets.reduce import ReducedRows
-from kdpipe.schemas.targets import KeptSpec, Sampled, TargetSpec, Threshold, TopP
+from kdpipe.pipeline.targets.stored_entries import EntryChoice, PaddedEntries
+from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.target_kinds import Sampled, Threshold, TopP
+from kdpipe.schemas.targets import KeptSpec, TargetSpec
 from support import dense_twin
 from support.reducing import awkward, reduce_rows, rows_of, targets
 from support.unbiased import deviation_of_draws, deviation_of_means
@@ -83,13 +88,19 @@ def again(reduced: ReducedRows, entries: PaddedEntries, choice: EntryChoice, spe
     )
 
 
+@cache
+def captured(step: str, name: str, temperature: float) -> tuple[ReducedRows, PaddedEntries]:
+    """The rows and stored entries of the richer target of a step."""
+    richer = targets(STEPS[step][0], temperature)
+    reduced = reduce_rows(richer, awkward(SIZE)[name].expand(ROWS, SIZE), torch.zeros(ROWS, dtype=torch.int64))
+    return reduced, entries_of(reduced, richer)
+
+
 def made_poorer(step: str, name: str, temperature: float = 1.0) -> tuple[TargetSpec, np.ndarray, ReducedRows]:
     """A distribution, and what is left of many rows of it after both quantizers."""
-    richer, poorer = (targets(keep, temperature) for keep in STEPS[step])
-    logits = awkward(SIZE)[name]
-    reduced = reduce_rows(richer, logits.expand(ROWS, SIZE), torch.zeros(ROWS, dtype=torch.int64))
-    entries = entries_of(reduced, richer)
-    choice = resampler(poorer.keep)(entries, keys(ROWS))
+    poorer, logits = targets(STEPS[step][1], temperature), awkward(SIZE)[name]
+    reduced, entries = captured(step, name, temperature)
+    choice = resampler(poorer.keep).resample(entries, keys(ROWS))
     p = np.exp(dense_twin.log_softmax(logits.numpy(), temperature))
     return poorer, p, again(reduced, entries, choice, poorer)
 
@@ -140,7 +151,7 @@ def test_ids_are_unique_and_draws_add_up(step: str) -> None:
 
 def test_a_row_with_few_entries_is_unchanged() -> None:
     entries = entry_row([0.7, 0.2], 1, [9, 3])
-    choice = resampler(Threshold(tau=0.05))(entries, keys(1))
+    choice = resampler(Threshold(tau=0.05)).resample(entries, keys(1))
     assert (choice.n_exact_R[0], choice.n_draws_R[0], choice.slots_RK[0].tolist()) == (1, 1, [0, 1])
 
 
@@ -157,14 +168,14 @@ def entry_row(weights: list[float], n_exact: int, ids: list[int]) -> PaddedEntri
 
 def test_a_light_tail_has_no_draws() -> None:
     entries = entry_row([0.999998, 1e-6, 1e-6], 3, [9, 3, 4])
-    choice = resampler(Threshold(tau=1.0))(entries, keys(1))
+    choice = resampler(Threshold(tau=1.0)).resample(entries, keys(1))
     assert (choice.n_exact_R[0], choice.n_draws_R[0]) == (1, 0)
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.5, 1), (0.6, 2), (0.75, 2), (0.76, 3), (1.0, 4)])
 def test_top_p_ends_at_the_mass(p: float, n: int) -> None:
     entries = entry_row([0.5, 0.25, 0.125, 0.0625], 4, [9, 3, 4, 1])
-    assert resampler(TopP(p=p))(entries, keys(1)).n_exact_R[0] == n
+    assert resampler(TopP(p=p)).resample(entries, keys(1)).n_exact_R[0] == n
 
 
 def _small_offset(keys_R1: torch.Tensor, counters: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
@@ -174,15 +185,16 @@ def _small_offset(keys_R1: torch.Tensor, counters: torch.Tensor, bounds: torch.T
 @slow
 @pytest.mark.parametrize("name", ["below", "order"])
 def test_a_planted_fault_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured("threshold", "long tail", 1.0)
     if name == "below":
-        monkeypatch.setattr(resample, "below", _small_offset)
+        monkeypatch.setattr(threshold, "below", _small_offset)
     else:
-        found = resample._systematic
+        systematic = threshold._systematic
 
         def shifted(masses: Any, order: Any, keys_R: Any, n_R: Any) -> Any:
-            return found(np.where(masses > 0, masses.max(axis=1, keepdims=True), 0), order, keys_R, n_R)
+            return systematic(np.where(masses > 0, masses.max(axis=1, keepdims=True), 0), order, keys_R, n_R)
 
-        monkeypatch.setattr(resample, "_systematic", shifted)
+        monkeypatch.setattr(threshold, "_systematic", shifted)
     spec, p, reduced = made_poorer("threshold", "long tail")
     assert max(abs(deviation_of_draws(spec, p, reduced)), deviation_of_means(spec, p, reduced)) > 2 * WORST
 
@@ -197,3 +209,7 @@ def test_keys_depend_on_source_seed_document_and_position_alone() -> None:
         resample_keys("ab" * 32, 2, digests, np.array([3, 4])),
     ]
     assert len({int(key) for each in (both, *others) for key in each}) == 21
+
+
+def test_the_table_and_the_records_agree_on_kinds_that_are_requantized() -> None:
+    assert [name for name, row in TARGET_KINDS.items() if row.requantized] == list(AMOUNTS)

@@ -13,7 +13,8 @@ from kdpipe.cache.verify import verify_cache
 from kdpipe.pipeline.targets.reduce import to_block
 from kdpipe.schemas.arrays import SCALAR_STEP
 from kdpipe.schemas.errors import CacheWriteError
-from kdpipe.schemas.targets import KeptSpec, Sampled, Threshold, TopK
+from kdpipe.schemas.target_kinds import Sampled, Threshold, TopK
+from kdpipe.schemas.targets import KeptSpec
 from support import dense_twin
 from support.answered import answered, read_back
 from support.reducing import KEPT, awkward, reduce_rows, starts_word, targets

@@ -16,7 +16,8 @@ from kdpipe.pipeline.targets.hidden_states import sign_matrix
 from kdpipe.pipeline.targets.reduce import Reducer
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.schemas.part import Fidelity
-from kdpipe.schemas.targets import KeptSpec, RandomProjection, Sampled, State, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import KeptSpec, RandomProjection, TargetSpec
 from support import dense_twin
 from support.answered import Answered, answered, read_back
 from support.reducing import request, targets

@@ -8,7 +8,7 @@ import torch
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.lanes import Lanes
 from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
-from kdpipe.schemas.targets import Sampled, Threshold
+from kdpipe.schemas.target_kinds import Sampled, Threshold
 from support.reducing import KEPT, reducer, request, starts_word, targets
 
 SIZE = 400

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kdpipe.pipeline.targets.draws import row_keys
 from kdpipe.pipeline.targets.reduce import ReducedRows, Reducer
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import Sampled, State, TargetSpec, Threshold, TopK, TopP
+from kdpipe.schemas.target_kinds import Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import TargetSpec
 from support import dense_twin
 from support.reducing import (
     KEPT,

@@ -10,7 +10,8 @@ from kdpipe.pipeline.targets import sampled, threshold
 from kdpipe.pipeline.targets.chunk import LogitChunk
 from kdpipe.pipeline.targets.masses import Masses
 from kdpipe.pipeline.targets.reduce import ReducedRows
-from kdpipe.schemas.targets import Sampled, TargetSpec, Threshold
+from kdpipe.schemas.target_kinds import Sampled, Threshold
+from kdpipe.schemas.targets import TargetSpec
 from support import dense_twin
 from support.reducing import awkward, reduce_rows, targets
 from support.unbiased import deviation_of_draws, deviation_of_means

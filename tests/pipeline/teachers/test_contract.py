@@ -8,11 +8,12 @@ import pytest
 
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.targets.request import TargetRequest
-from kdpipe.pipeline.teachers import BACKENDS, backend_type
+from kdpipe.pipeline.teachers import backend_type
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.choices import TeacherBackendName
-from kdpipe.schemas.targets import Threshold, TopK
+from kdpipe.schemas.tables import TEACHER_BACKENDS
+from kdpipe.schemas.target_kinds import Threshold, TopK
 from support.models import tiny_llama
 from support.teacher_contract import TeacherContract
 from support.teachers import Doubles, ListedTeacher, Truth, local_teacher, request_for
@@ -59,10 +60,10 @@ CONTRACTS = {"transformers": TestTransformersTeacher}
 
 
 def test_every_backend_has_a_teacher_under_contract() -> None:
-    assert set(CONTRACTS) == set(BACKENDS) == set(get_args(TeacherBackendName))
+    assert set(CONTRACTS) == set(TEACHER_BACKENDS) == set(get_args(TeacherBackendName))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", TEACHER_BACKENDS)
 def test_a_backend_describes_the_teacher_that_it_loads(name: TeacherBackendName, saved: Path) -> None:
     backend = backend_type(name)(TeacherSettings(name=str(saved)), MachineSettings(devices="cpu", threads=1))
     info, record = backend.describe(), backend.load(TeacherContract.vocabulary).record

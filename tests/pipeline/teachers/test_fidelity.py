@@ -9,7 +9,7 @@ import pytest
 from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers.padded import pad
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
-from kdpipe.schemas.targets import State, Threshold, TopK
+from kdpipe.schemas.target_kinds import State, Threshold, TopK
 from support.models import tiny_llama
 from support.teachers import local_teacher, request_for, segments_of
 

@@ -13,7 +13,7 @@ from kdpipe.pipeline.targets.hidden_states import hidden_spec
 from kdpipe.pipeline.teachers.transformers_backend import teacher_shape
 from kdpipe.schemas.capture_settings import HiddenSettings, TeacherSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import State, TopK
+from kdpipe.schemas.target_kinds import State, TopK
 from support.family_checks import N_IDS, check_teacher, make_model
 from support.family_configs import small_config
 from support.students import IDS, batch_of, student

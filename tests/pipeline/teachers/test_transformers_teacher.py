@@ -19,7 +19,8 @@ from kdpipe.pipeline.teachers import CaptureResult, reading
 from kdpipe.pipeline.teachers import transformers_teacher as local
 from kdpipe.pipeline.teachers.transformers_teacher import OWN_LOGITS, TransformersTeacher
 from kdpipe.schemas.errors import ConfigError, KdpipeError
-from kdpipe.schemas.targets import HiddenSpec, State, TopK, Vector, WholeState
+from kdpipe.schemas.target_kinds import State, TopK
+from kdpipe.schemas.targets import HiddenSpec, Vector, WholeState
 from support.models import tiny_llama
 from support.teachers import Truth, local_teacher, request_for, segments_of
 

@@ -14,16 +14,8 @@ from kdpipe.pipeline.targets.request import TargetRequest
 from kdpipe.pipeline.teachers import CaptureResult
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.targets import (
-    HiddenSpec,
-    PcaProjection,
-    RandomProjection,
-    State,
-    Threshold,
-    TopK,
-    Vector,
-    WholeState,
-)
+from kdpipe.schemas.target_kinds import State, Threshold, TopK
+from kdpipe.schemas.targets import HiddenSpec, PcaProjection, RandomProjection, Vector, WholeState
 from support.models import FAMILIES, build, tiny_llama, tiny_model
 from support.teachers import Truth, local_teacher, request_for, segments_of
 

@@ -7,7 +7,8 @@ import pytest
 from kdpipe.pipeline.training.curriculum import Curriculum
 from kdpipe.pipeline.training.memorization import epochs_before_memorization, warnings
 from kdpipe.pipeline.training.schedules import make_plan
-from kdpipe.schemas.targets import Sampled, State, TargetSpec, Threshold, TopK
+from kdpipe.schemas.target_kinds import Sampled, State, Threshold, TopK
+from kdpipe.schemas.targets import TargetSpec
 from kdpipe.schemas.train_settings import TrainSettings
 
 STANDARD = TargetSpec(keep=Threshold(tau=1 / 25), temperatures=())

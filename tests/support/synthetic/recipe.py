@@ -11,19 +11,8 @@ from typing import Any, Literal, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.schemas.targets import (
-    HiddenSpec,
-    Imported,
-    KeptSpec,
-    NoTargets,
-    Sampled,
-    State,
-    TargetSpec,
-    Threshold,
-    TopK,
-    TopP,
-    Vector,
-)
+from kdpipe.schemas.target_kinds import Imported, NoTargets, Sampled, State, Threshold, TopK, TopP
+from kdpipe.schemas.targets import HiddenSpec, KeptSpec, TargetSpec, Vector
 
 Kind = Literal["threshold", "sampled", "topk", "topp", "state", "imported", "none"]
 Doubles = npt.NDArray[np.float64]
