@@ -102,17 +102,17 @@ def _sizes(store: Store, manifest: Manifest, parts: Mapping[int, int]) -> CacheS
 
 
 def _splits(manifest: Manifest, records: list[PartRecord]) -> dict[str, SplitSummary]:
-    found: dict[str, SplitSummary] = {}
+    splits: dict[str, SplitSummary] = {}
     for split in manifest.plan.splits:
         own = [record for record in records if record.split == split.name]
-        found[split.name] = SplitSummary(
+        splits[split.name] = SplitSummary(
             parts=len(own),
             documents=sum(record.n_documents for record in own),
             sequences=sum(record.n_sequences for record in own),
             rows=sum(record.n_rows for record in own),
             positions=sum(record.n_positions for record in own),
         )
-    return found
+    return splits
 
 
 def _entries(manifest: Manifest, records: list[PartRecord]) -> EntriesSummary | None:

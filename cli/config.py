@@ -53,8 +53,8 @@ def show(
     given += settings.from_environment(kind, os.environ, read_value, others=(_kind("train"), _kind("cache-teacher")))
     given += settings.from_sets(kind, sets or (), read_value)
     sources = {
-        ".".join(one.key): f"{config}:{lines.get(one.key, '?')}" if one.level == settings.Level.FILE else one.source
-        for one in given
+        ".".join(item.key): f"{config}:{lines.get(item.key, '?')}" if item.level == settings.Level.FILE else item.source
+        for item in given
     }
     values = settings.by_dotted_name(settings.build(kind, given).model_dump(mode="json"))
     facts = [(name, f"{json.dumps(value)}  ({sources.get(name, 'default')})") for name, value in values.items()]

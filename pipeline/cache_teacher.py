@@ -139,12 +139,12 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTal
 def _together(reports: Sequence[CaptureReport], seconds: float) -> CaptureReport:
     """One report for several workers: the cache as the last one saw it, their work added up."""
     last = max(reports, key=lambda report: (report.complete, report.parts.present))
-    made = sum(report.parts.made for report in reports)
+    n_made = sum(report.parts.made for report in reports)
     rates = [report.positions_per_second for report in reports if report.positions_per_second is not None]
     shares = [report.teacher_share for report in reports if report.teacher_share is not None]
     return last.model_copy(
         update={
-            "parts": last.parts.model_copy(update={"made": made}),
+            "parts": last.parts.model_copy(update={"made": n_made}),
             "positions_per_second": sum(rates) if rates else None,
             "teacher_share": sum(shares) / len(shares) if shares else None,
             "batches_halved": sum(report.batches_halved for report in reports),

@@ -69,10 +69,10 @@ def import_cache(settings: ImportSettings, progress: Progress) -> ImportReport:
     cache = create_cache(settings.out, make_manifest(settings, source.info, survey, tokenizer))
     cache.publish_tokenizer(tokenizer.files)
     cache.publish_tables({"ids_by_rank": np.argsort(-survey.token_counts, kind="stable").astype(np.uint32)})
-    made = _make_parts(cache, source, survey, token_sizes(tokenizer), progress)
+    n_parts = _make_parts(cache, source, survey, token_sizes(tokenizer), progress)
     cache.seal()
     record_written(cache, progress)
-    return _report(settings, source.info, survey, made, time.perf_counter() - started)
+    return _report(settings, source.info, survey, n_parts, time.perf_counter() - started)
 
 
 @final
@@ -233,7 +233,7 @@ def _runs(parts: list[PlannedPart]) -> list[list[PlannedPart]]:
 
 
 def _report(
-    settings: ImportSettings, info: FormatInfo, survey: SourceSurvey, made: int, seconds: float
+    settings: ImportSettings, info: FormatInfo, survey: SourceSurvey, n_parts: int, seconds: float
 ) -> ImportReport:
     summary = inspect_cache(settings.out)
     entries = summary.entries_per_position
@@ -245,7 +245,7 @@ def _report(
         documents=summary.documents,
         positions=summary.positions,
         parts=summary.parts.planned,
-        parts_made=made,
+        parts_made=n_parts,
         bytes=summary.bytes,
         entries_per_position=entries.mean,
         tail="given" if info.tail_given else info.tail,

@@ -99,7 +99,7 @@ def verify_against(
     together = dict(zip([i for group in grouped for i in group], batched, strict=True))
     bounds = codec_bounds(cache.manifest)
     noise = [differences(alone[i], together[i], {}) for i in range(len(chosen))]
-    found = [differences(document.cached, alone[i], bounds) for i, document in enumerate(chosen)]
+    from_cache = [differences(document.cached, alone[i], bounds) for i, document in enumerate(chosen)]
     allowed = TIMES_NOISE * _nats(noise).mean_nats + FLOOR_NATS[stated.dtype]
     problems = [
         _problem(
@@ -107,7 +107,7 @@ def verify_against(
             f"{document.name} differs from the teacher's predictions by {difference.mean():.3g} nats on average, "
             f"noise explains at most {allowed:.2g}",
         )
-        for document, difference in zip(chosen, found, strict=True)
+        for document, difference in zip(chosen, from_cache, strict=True)
         if len(difference) and not difference.mean() <= allowed
     ]
     problems += _hidden_problems(chosen, alone, together)
@@ -121,7 +121,7 @@ def verify_against(
         documents=len(chosen),
         positions=sum(int(document.segment.loss_mask.sum()) for document in chosen),
         noise=_nats(noise),
-        difference=_nats(found),
+        difference=_nats(from_cache),
         bound_nats=allowed,
         problems=tuple(problems),
     )

@@ -43,7 +43,7 @@ LAYERS, DIM = ("hidden", "layers"), ("hidden", "dim")
 
 def resolve(assignments: Iterable[Assignment]) -> list[Assignment]:
     """Drop settings that a later layer overrides; contradictions within one layer are refused."""
-    last = {one.key: one for one in assignments}
+    last = {assignment.key: assignment for assignment in assignments}
     for key, kinds in OF_KINDS.items():
         check_owner(last, key, KIND, kinds)
     for first, second, about in RIVALS:
@@ -67,11 +67,11 @@ def require(settings: CaptureSettings, *, data: bool = True, out: bool = True) -
 
 
 def _keep_if_layers_are_named(last: dict[Key, Assignment]) -> None:
-    one, owner = last.get(DIM), last.get(LAYERS)
-    if one is None or is_given(owner):
+    width, owner = last.get(DIM), last.get(LAYERS)
+    if width is None or is_given(owner):
         return
-    if precedence(one) < precedence(owner):
+    if precedence(width) < precedence(owner):
         del last[DIM]
         return
     what = "applies to hidden states of every position, and no --hidden-layers are given"
-    raise ConfigError(f"{one.source} {what}", hint="give --hidden-layers, e.g. 0.5,1.0, or omit it")
+    raise ConfigError(f"{width.source} {what}", hint="give --hidden-layers, e.g. 0.5,1.0, or omit it")

@@ -22,9 +22,9 @@ from kdpipe.schemas.choices import (
     WeightQuantization,
 )
 from kdpipe.schemas.durations import Seconds
+from kdpipe.schemas.member_tables import DEFAULT_BACKEND
 from kdpipe.schemas.model import ModelSettings, Name, TeacherDevices
 from kdpipe.schemas.records import Record
-from kdpipe.schemas.tables import DEFAULT_BACKEND
 from kdpipe.schemas.target_kinds import MAX_ENTRIES, MAX_WIDTH
 from kdpipe.schemas.targets import Temperature
 

@@ -5,7 +5,7 @@ Standard library only, so that `--help` needs no pydantic. `...Setting` adds `au
 
 from typing import TYPE_CHECKING, Literal
 
-from kdpipe.schemas.tables import TARGET_KINDS, TEACHER_BACKENDS
+from kdpipe.schemas.member_tables import TARGET_KINDS, TEACHER_BACKENDS
 
 # Documents, teacher and targets
 SplitName = Literal["train", "validation"]

@@ -27,39 +27,39 @@ class Owner:
 
 def check_owner(last: dict[Key, Assignment], key: Key, owner: Owner, kinds: Sequence[str]) -> None:
     """Drop or refuse a setting that applies to other kinds than the chosen one."""
-    one, choice = last.get(key), last.get(owner.key)
+    assignment, choice = last.get(key), last.get(owner.key)
     kind = choice.value if choice is not None else owner.default
-    if not is_given(one) or kind is None or kind in kinds:
+    if not is_given(assignment) or kind is None or kind in kinds:
         return
-    if precedence(one) < precedence(choice):
+    if precedence(assignment) < precedence(choice):
         del last[key]
         return
     allowed = " or ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
     source = choice.source if choice is not None else "default"
     raise ConfigError(
-        f"{one.source} applies to the {owner.noun} {allowed}, not to {kind} ({source})",
+        f"{assignment.source} applies to the {owner.noun} {allowed}, not to {kind} ({source})",
         hint=f"omit it, or give {owner.flag}{kinds[0]}",
     )
 
 
 def check_rivals(last: dict[Key, Assignment], first: Key, second: Key, about: str) -> None:
     """Of two ways to set one thing the later source wins; one source may use only one of them."""
-    one, other = last.get(first), last.get(second)
-    if not is_given(one) or not is_given(other):
+    assignment, other = last.get(first), last.get(second)
+    if not is_given(assignment) or not is_given(other):
         return
-    if precedence(one) == precedence(other):
-        raise ConfigError(f"{one.source} and {other.source} both set {about}", hint="give only one of them")
-    del last[min(one, other, key=precedence).key]
+    if precedence(assignment) == precedence(other):
+        raise ConfigError(f"{assignment.source} and {other.source} both set {about}", hint="give only one of them")
+    del last[min(assignment, other, key=precedence).key]
 
 
-def precedence(one: Assignment | None) -> Level:
+def precedence(assignment: Assignment | None) -> Level:
     """The level of a source; flags and --set are equal: they contradict instead of overriding each other."""
-    return Level.DEFAULT if one is None else min(one.level, Level.SET)
+    return Level.DEFAULT if assignment is None else min(assignment.level, Level.SET)
 
 
-def is_given(one: Assignment | None) -> TypeGuard[Assignment]:
+def is_given(assignment: Assignment | None) -> TypeGuard[Assignment]:
     """Whether a value was given that differs from omitting the setting."""
-    return one is not None and one.value not in (None, [], (), False)
+    return assignment is not None and assignment.value not in (None, [], (), False)
 
 
 def require_values(*settings: tuple[Any, str, str]) -> None:

@@ -30,14 +30,14 @@ class PartSelection(Record):
     @classmethod
     def of(cls, note: str) -> "PartSelection | None":
         """Parse a note of a history; None where it is no selection."""
-        found = _NOTE.fullmatch(note)
-        if found is None or not note:
+        match = _NOTE.fullmatch(note)
+        if match is None or not note:
             return None
         bounds = None
-        if found["first"] is not None:
-            bounds = Bounds(first=_number(found["first"]), end=_number(found["end"]))
-        without = tuple(found["without"].split(", ")) if found["without"] else ()
-        return cls.model_validate({"parts": bounds, "split": found["split"], "without": without})
+        if match["first"] is not None:
+            bounds = Bounds(first=_number(match["first"]), end=_number(match["end"]))
+        without = tuple(match["without"].split(", ")) if match["without"] else ()
+        return cls.model_validate({"parts": bounds, "split": match["split"], "without": without})
 
 
 def _number(text: str) -> int | None:
@@ -45,10 +45,10 @@ def _number(text: str) -> int | None:
 
 
 class CopyReport(Record):
-    """Of `parts` in all `copied` were moved, those in `repaired` because they were damaged; `cache_id` is None where
-    the cache is unfinished. `redownloaded` counts files that came wrong or were replaced while they were read.
+    """Of `parts` in all `copied` were moved, those in `repaired` because they were damaged; an unfinished
+    cache has no `cache_id`. `redownloaded` counts files that came wrong or were replaced while they were read.
 
-    `selection` and `made_from`, the cache_id of the source, are None where all of it is copied.
+    `selection` and `made_from`, the cache_id of the source, are missing where all of it is copied.
     """
 
     source: str

@@ -1,9 +1,9 @@
 """Counts, sizes and durations in messages: 1 document, 2 documents, 34.5 MB, 12 min."""
 
 
-def counted(n: int, one: str, many: str | None = None) -> str:
+def counted(n: int, singular: str, plural: str | None = None) -> str:
     """A count with its noun; the plural `many` is the singular with an s by default."""
-    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+    return f"{n:,} {singular if n == 1 else plural or f'{singular}s'}"
 
 
 def compact(n: int) -> str:

@@ -13,8 +13,8 @@ from kdpipe.schemas.arrays import Arrays, LinearQuantizer, VectorArray, default_
 from kdpipe.schemas.cache_plan import CachePlan
 from kdpipe.schemas.choices import OriginAction, TrainOn
 from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.member_tables import DEFAULT_BACKEND
 from kdpipe.schemas.records import Record, read_record
-from kdpipe.schemas.tables import DEFAULT_BACKEND
 from kdpipe.schemas.target_kinds import MAX_WIDTH, State
 from kdpipe.schemas.targets import HiddenSpec, PcaProjection, TargetSpec
 from kdpipe.schemas.version import FormatVersion, check_version
@@ -62,10 +62,10 @@ class TeacherRecord(Record):
     @property
     def identity(self) -> dict[str, Any]:
         """Equal for equal teachers: weights by content, else by Hub id or name and revision, and how it was run."""
-        found = self.model_dump(exclude={"name", "hub_id", "revision", "license", "hidden_size"})
+        values = self.model_dump(exclude={"name", "hub_id", "revision", "license", "hidden_size"})
         if self.weights_sha256 is None:
-            found |= {"source": self.hub_id or self.name, "revision": self.revision}
-        return found
+            values |= {"source": self.hub_id or self.name, "revision": self.revision}
+        return values
 
     def described_as(self, other: "TeacherRecord") -> "TeacherRecord":
         """A copy with the descriptive fields of another record of this teacher; its license only where one is

@@ -151,7 +151,7 @@ class _Source:
             raise ConfigError(
                 f"{self.name(key)} is a group of settings, not {_short(repr(value))}", hint=f"its settings: {names}"
             )
-        return [one for name in value for one in self.assign((*key, str(name)), value[name])]
+        return [assignment for name in value for assignment in self.assign((*key, str(name)), value[name])]
 
     def _check_known(self, key: Key) -> None:
         for length in range(1, len(key) + 1):
@@ -201,7 +201,7 @@ def _nearest(kind: type[Record], key: Key) -> Key | None:
 
 def _keys(kind: type[Record], key: Key) -> list[Key]:
     below = [(*key, name) for name in sorted(allowed_keys(kind, key))]
-    return [each for one in below for each in (one, *_keys(kind, one))]
+    return [descendant for key_below in below for descendant in (key_below, *_keys(kind, key_below))]
 
 
 def _takes_text(types: Sequence[Any]) -> bool:
@@ -234,19 +234,20 @@ def _wrong_value(kind: type[Record], error: ValidationError, given: Mapping[Key,
     loc = tuple(problem["loc"])
     # One value that may be of several types has a problem for each of them.
     several = bool(loc) and isinstance(loc[-1], str) and loc[:-1] in given
-    problems = [one for one in error.errors() if one["loc"][:-1] == loc[:-1]] if several else [problem]
+    problems = [other for other in error.errors() if other["loc"][:-1] == loc[:-1]] if several else [problem]
     loc = loc[:-1] if several else loc
     what = f" must be {' or '.join(map(expected, problems))}" if expected(problem) else f": {_reason(problem)}"
     if isinstance(problem["input"], str | int | float | None):
         what += f", not {_short(_as_given(problem['input']))}"
     for length in range(len(loc), 0, -1):
-        if one := given.get(tuple(map(str, loc[:length]))):
+        if assignment := given.get(tuple(map(str, loc[:length]))):
             if problem["type"] == "extra_forbidden":
-                return unknown_setting(kind, tuple(map(str, loc)), f"{one.source}{_item(loc[length:-1])}: ", _last)
+                lead = f"{assignment.source}{_item(loc[length:-1])}: "
+                return unknown_setting(kind, tuple(map(str, loc)), lead, _last)
             near = _nearest_choice(problem)
             hint = f"did you mean {near}?" if near else _hint(problem)
-            return ConfigError(f"{one.source}{_item(loc[length:])}{what}", hint=hint, nearest=near)
-    below = [one.source for key, one in given.items() if key[: len(loc)] == loc]
+            return ConfigError(f"{assignment.source}{_item(loc[length:])}{what}", hint=hint, nearest=near)
+    below = [assignment.source for key, assignment in given.items() if key[: len(loc)] == loc]
     return ConfigError(f"{', '.join(dict.fromkeys(below)) or 'the settings'}{what}", hint=_hint(problem))
 
 

@@ -18,10 +18,10 @@ _KNOWN = {unit.lower(): factor for unit, factor in UNITS.items()}
 def _in_bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    found = _SIZE.fullmatch(value.strip())
-    if found is None or found[2].lower() not in _KNOWN:
+    match = _SIZE.fullmatch(value.strip())
+    if match is None or match[2].lower() not in _KNOWN:
         raise ValueError("a size is a number of bytes, or one with a unit such as 500MB, 20GB or 1.5TiB")
-    return round(float(found[1]) * _KNOWN[found[2].lower()])
+    return round(float(match[1]) * _KNOWN[match[2].lower()])
 
 
 Size = Annotated[int, BeforeValidator(_in_bytes), Field(ge=1, le=1 << 60)]

@@ -1,7 +1,7 @@
 """Kinds of targets: a record of each with its settings, and everything that differs by kind.
 
 In: settings of stage one, or the `keep` object of a manifest. Out: a record; its class states what rows of this kind
-hold, which settings it takes, and its measured sizes. `schemas/tables.py` has a row for each kind.
+hold, which settings it takes, and its measured sizes. `schemas/member_tables.py` has a row for each kind.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ class KindOfTarget(Record):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], vocabulary_size: int, head: OutputHead | None) -> Self:
-        """The record of the settings of `targets`, by name; settings that are None keep the field's default."""
+        """The record of the settings of `targets`, by name; the others have the field's default."""
         given = {field: settings[name] for name, field in cls.settings.items() if settings[name] is not None}
         return cls.model_validate(given)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdpipe.schemas.member_tables import TARGET_KINDS
 from kdpipe.schemas.records import Record
-from kdpipe.schemas.tables import TARGET_KINDS
 from kdpipe.schemas.target_kinds import MAX_WIDTH, KindOfTarget
 
 Temperature = Annotated[float, Field(ge=0.001, le=1000)]

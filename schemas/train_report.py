@@ -52,8 +52,8 @@ class Evaluation(Record):
     """A student on a split of a cache.
 
     `loss` and `terms` are values of the training objective, during training only; `loss_shifted`: a term exceeds its
-    divergence by a constant. `kl_teacher` is None if the cache does not hold the teacher's whole mass;
-    `kl_teacher_estimate` is exact, unbiased over samples, or a lower bound. `perplexity` is None if it overflows.
+    divergence by a constant. `kl_teacher` is missing if the cache does not hold the teacher's whole mass;
+    `kl_teacher_estimate` is exact, unbiased over samples, or a lower bound. `perplexity` is missing if it overflows.
     """
 
     cache_id: str | None

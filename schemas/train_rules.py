@@ -38,7 +38,7 @@ LORA_ONLY = ("lora_rank", "lora_alpha", "lora_dropout")
 
 def resolve(assignments: Iterable[Assignment]) -> list[Assignment]:
     """Drop settings that a later layer overrides; contradictions within one layer are refused."""
-    last = {one.key: one for one in assignments}
+    last = {assignment.key: assignment for assignment in assignments}
     for key, owner, kinds in OWNED:
         check_owner(last, key, owner, kinds)
     _drop_older_rates(last)
@@ -46,9 +46,9 @@ def resolve(assignments: Iterable[Assignment]) -> list[Assignment]:
         check_rivals(last, first, second, about)
     lora = last.get(("student", "lora"))
     for name in LORA_ONLY:
-        one = last.get(("student", name))
-        if one is not None and (lora is None or lora.value is not True):
-            raise ConfigError(f"{one.source} applies to LoRA, which is off", hint="give --lora, or omit it")
+        assignment = last.get(("student", name))
+        if assignment is not None and (lora is None or lora.value is not True):
+            raise ConfigError(f"{assignment.source} applies to LoRA, which is off", hint="give --lora, or omit it")
     return list(last.values())
 
 

@@ -5,7 +5,7 @@ from kdpipe.schemas.records import Record
 
 
 class Problem(Record):
-    """A problem; `part` is None where it concerns the whole cache."""
+    """A problem; `part`: None where it concerns the whole cache."""
 
     part: int | None
     file: str
@@ -36,7 +36,7 @@ class NatsDifference(Record):
 
 class AgainstReport(Record):
     """A cache beside its teacher: `noise` is the teacher against itself at other batch shapes, `bound_nats` what the
-    codec and that noise explain. They are None where the model was not run, since it cannot be the teacher."""
+    codec and that noise explain. None where the model was not run, since it cannot be the teacher."""
 
     ok: bool
     teacher: str
@@ -49,7 +49,7 @@ class AgainstReport(Record):
 
 
 class VerifyReport(Record):
-    """The report; `against` is None without --against."""
+    """The report; `against`: None without --against."""
 
     ok: bool
     level: VerifyLevel

@@ -22,7 +22,7 @@ from kdpipe.pipeline import interop
 from kdpipe.pipeline.interop.source_files import source_files
 from kdpipe.pipeline.losses.terms import LossOptions
 from kdpipe.pipeline.training import trackers
-from kdpipe.schemas import losses, tables
+from kdpipe.schemas import losses, member_tables
 from kdpipe.schemas.errors import CacheDamaged
 from kdpipe.schemas.interop import ImportSettings
 from kdpipe.schemas.targets import TargetSpec
@@ -44,7 +44,7 @@ def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(heading: str, table: MutableMapping[str, Any]) -> None:
         section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
-        names: dict[str, Any] = vars(losses) | vars(dispatch) | vars(tables)
+        names: dict[str, Any] = vars(losses) | vars(dispatch) | vars(member_tables)
         for block in blocks:
             if file := re.match(r"# (\w+)\.py\n", block):
                 (tmp_path / f"{file[1]}.py").write_text(block)
@@ -71,7 +71,7 @@ def test_a_loss_is_added_through_the_table(member: Any) -> None:
 
 
 def test_a_teacher_backend_is_added_through_the_table(member: Any, tmp_path: Path) -> None:
-    member("A teacher backend", tables.TEACHER_BACKENDS)
+    member("A teacher backend", member_tables.TEACHER_BACKENDS)
     make_inputs(tmp_path, n_documents=6)
     settings = settings_for(tmp_path, targets={"kind": "topk", "top_k": 5})
     backend = settings.teacher.model_copy(update={"backend": "uniform"})
@@ -83,7 +83,7 @@ def test_a_teacher_backend_is_added_through_the_table(member: Any, tmp_path: Pat
 
 
 def test_a_target_kind_is_added_through_the_table(member: Any) -> None:
-    member("A target kind", tables.TARGET_KINDS)
+    member("A target kind", member_tables.TARGET_KINDS)
     minp = import_module("my_kind").MinP(share=0.25)
     spec = TargetSpec.model_construct(keep=minp, target_temperature=1.0)
     rows = torch.log(torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]))
@@ -94,7 +94,7 @@ def test_a_target_kind_is_added_through_the_table(member: Any) -> None:
 
 NEW_KIND = """
 import sys
-from kdpipe.schemas.tables import TARGET_KINDS, TargetKindRow
+from kdpipe.schemas.member_tables import TARGET_KINDS, TargetKindRow
 {row}
 from kdpipe.cli.main import run
 sys.exit(max(run(line.split()) for line in {lines!r}))
@@ -103,7 +103,7 @@ sys.exit(max(run(line.split()) for line in {lines!r}))
 
 @pytest.mark.slow
 def test_a_new_target_kind_is_planned_cached_verified_and_trained_from(member: Any, tmp_path: Path) -> None:
-    member("A target kind", tables.TARGET_KINDS)
+    member("A target kind", member_tables.TARGET_KINDS)
     make_inputs(tmp_path, n_documents=12)
     inputs = "--teacher teacher --data corpus.jsonl --seq-len 64 --targets minp --set targets.max_entries=7"
     lines = [

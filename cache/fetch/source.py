@@ -22,7 +22,7 @@ from kdpipe.schemas.strict_json import MAX_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSnapshot:
-    """Manifest, index and shared files of a cache; `index` is None while it is unfinished."""
+    """Manifest, index and shared files of a cache; `index`: None for an unfinished cache."""
 
     store: Store
     manifest: Manifest

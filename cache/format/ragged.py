@@ -70,8 +70,8 @@ def next_tokens(tokens: npt.NDArray[Any], ids: npt.NDArray[Any], n_exact: Longs,
     exact = Runs.of(n_exact)
     places = exact_places(exact, n_draws)
     following = np.append(tokens[1:], tokens[:1]).take(exact.rows)
-    found = np.flatnonzero(ids.take(places) == following.take(exact.number))
-    return exact.rows.take(exact.number.take(found)), places.take(found)
+    matches = np.flatnonzero(ids.take(places) == following.take(exact.number))
+    return exact.rows.take(exact.number.take(matches)), places.take(matches)
 
 
 def row_starts(counts: Longs) -> Longs:

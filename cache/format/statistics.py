@@ -95,8 +95,8 @@ class StatisticsSum:
         codes = coded.logprobs.take(places) if self._targets.draw_values else coded.logprobs
         values = np.empty(len(coded.ids), np.float32)
         values[places] = value_table(quantizer).take(undo_differences(codes, exact), mode="clip")
-        rows, found = next_tokens(columns["token"], coded.ids, n_exact, n_draws)
-        return rows, values[found]
+        rows, entries = next_tokens(columns["token"], coded.ids, n_exact, n_draws)
+        return rows, values[entries]
 
     def _scalars(self, columns: dict[str, Codes]) -> dict[str, Floats]:
         try:

@@ -225,25 +225,25 @@ class _ParquetData:
 
     def _pages(self, number: int) -> list[Pages]:
         """The pages of the columns that are read, which must not unfold too far."""
-        found, self._texts, room = [], [], BATCH_BYTES
+        pages, self._texts, room = [], [], BATCH_BYTES
         try:
             with open(self._path, "rb") as file:
                 for chunk, leaf in zip(self._footer.groups[number].chunks, self._footer.leaves, strict=True):
                     if leaf.top in self._columns:
-                        found.append(read_pages(file, chunk, leaf))
+                        pages.append(read_pages(file, chunk, leaf))
                         if leaf.type == BYTE_ARRAY and leaf.repeated:
-                            n_bytes = named_bytes(file, found[-1], partial(_page, chunk.codec))
+                            n_bytes = named_bytes(file, pages[-1], partial(_page, chunk.codec))
                             self._texts += [leaf.path] if n_bytes > room else []
                             room -= n_bytes if n_bytes <= room else 0
-            check_pages(found)
-            self._n_values += sum(page.n_values for page in found)
+            check_pages(pages)
+            self._n_values += sum(page.n_values for page in pages)
             check_values(self._n_values, os.path.getsize(self._path))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{self._path} cannot be read: in row group {number + 1:,} {error}",
                 hint="is it what it should be? write it again, with smaller row groups and pages",
             ) from None
-        return found
+        return pages
 
     def _read(self, group: int, rows: int) -> Iterator[Any]:
         """Batches; texts that lists name often stay in a dictionary, to which the library slowly adds all others."""

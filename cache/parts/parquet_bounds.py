@@ -55,7 +55,7 @@ class Pages:
 def read_pages(file: BinaryIO, chunk: ColumnChunk, leaf: Leaf) -> Pages:
     """The pages of a chunk, by their headers alone."""
     dictionary = data = n_values = names = 0
-    found = (0, 0)
+    dictionary_page = (0, 0)
     place, end = chunk.start, chunk.start + chunk.n_bytes
     while place < end:
         header, place = _header(file, place)
@@ -68,9 +68,9 @@ def read_pages(file: BinaryIO, chunk: ColumnChunk, leaf: Leaf) -> Pages:
             raise ValueError("a page is longer than its column")
         count = _n_values(header, leaf)
         if header[1] == DICTIONARY_PAGE:
-            if found != (0, 0):
+            if dictionary_page != (0, 0):
                 raise ValueError("a column has two dictionaries")
-            dictionary, found = size, (place, stored)
+            dictionary, dictionary_page = size, (place, stored)
         else:
             data = max(data, size)
             n_values += count
@@ -82,7 +82,7 @@ def read_pages(file: BinaryIO, chunk: ColumnChunk, leaf: Leaf) -> Pages:
         n_values=n_values,
         stored_bytes=chunk.n_bytes,
         names=names,
-        dictionary=found,
+        dictionary=dictionary_page,
     )
 
 
@@ -189,8 +189,8 @@ def row_costs(columns: Sequence[Any], n_rows: int) -> Longs:
 
 def _summed(costs: Sequence[Longs], n: int) -> Longs:
     total = np.zeros(n, np.int64)
-    for each in costs:
-        total += each
+    for cost in costs:
+        total += cost
     return total
 
 
@@ -205,8 +205,8 @@ def _costs(array: Any) -> Longs:
         case "dictionary":
             known = np.append(_costs(array.dictionary), np.int64(TEXT))
             places = array.indices.fill_null(len(known) - 1)
-            found: Longs = known[view(places, places.type.to_pandas_dtype())]
-            return found
+            costs: Longs = known[view(places, places.type.to_pandas_dtype())]
+            return costs
         case "string" | "binary" | "large_string" | "large_binary":
             return TEXT + A_BYTE * _text_lengths(array, np.int64 if kind.startswith("large") else np.int32)
         case "string_view" | "binary_view" | "extension":
@@ -226,5 +226,5 @@ def _text_lengths(array: Any, kind: type[np.int32 | np.int64]) -> Longs:
 def _grouped(costs: Longs, lengths: Longs) -> Longs:
     """Sums over consecutive lists."""
     sums, ends = np.concatenate([[0], np.cumsum(costs)]), np.cumsum(lengths)
-    found: Longs = sums[ends] - sums[ends - lengths]
-    return found
+    totals: Longs = sums[ends] - sums[ends - lengths]
+    return totals

@@ -87,8 +87,8 @@ def part_grids(manifest: Manifest, record: PartRecord) -> dict[str, ArrayGrid]:
 
 def metadata_files(manifest: Manifest, record: PartRecord) -> dict[str, bytes]:
     """Every zarr.json of a part, made again from what the manifest and the record say."""
-    made = {f"{layout.TARGETS}/{layout.ZARR_JSON}": GROUP}
-    return made | {layout.array_metadata(name): grid.to_json() for name, grid in part_grids(manifest, record).items()}
+    files = {f"{layout.TARGETS}/{layout.ZARR_JSON}": GROUP}
+    return files | {layout.array_metadata(name): grid.to_json() for name, grid in part_grids(manifest, record).items()}
 
 
 def examine_part(
@@ -99,10 +99,10 @@ def examine_part(
     if record is None:
         return None, problems
     try:
-        found = store.walk(layout.part_dir(number), limit=64)
+        sizes = store.walk(layout.part_dir(number), limit=64)
     except CacheDamaged as error:
         return None, [part_problem(number, "", error.message)]
-    problems = compare_listing(number, record, found)
+    problems = compare_listing(number, record, sizes)
     if not problems:
         problems = _compare_metadata(store, number, record, metadata_files(manifest, record))
     return record, problems
@@ -120,18 +120,18 @@ def examine_record(
     return record, []
 
 
-def compare_listing(number: int, record: PartRecord, found: dict[str, int]) -> list[Problem]:
+def compare_listing(number: int, record: PartRecord, sizes: dict[str, int]) -> list[Problem]:
     """Files of a part that are missing, of another size, or none of its own; what is accounted for leaves `found`."""
     problems = []
     prefix = layout.part_dir(number) + "/"
     for name, file in sorted(record.files.items()):
-        size = found.pop(prefix + name, None)
+        size = sizes.pop(prefix + name, None)
         if size is None:
             problems.append(part_problem(number, name, "the file is missing"))
         elif size != file.bytes:
             problems.append(part_problem(number, name, f"the file has {size:,} bytes, {file.bytes:,} were written"))
-    found.pop(prefix + layout.PART_RECORD, None)
-    for name in sorted(found):
+    sizes.pop(prefix + layout.PART_RECORD, None)
+    for name in sorted(sizes):
         problems.append(
             part_problem(number, name.removeprefix(prefix), "the file does not belong to the part", "delete it")
         )

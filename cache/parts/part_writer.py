@@ -196,8 +196,8 @@ class PartWriter:
         return dict(zip(names, self._streams["row"].column_bytes.tolist(), strict=True))
 
     def _files(self) -> dict[str, FileRecord]:
-        found = sorted(path for path in self._work.rglob("*") if path.is_file())
+        paths = sorted(path for path in self._work.rglob("*") if path.is_file())
         return {
             path.relative_to(self._work).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-            for path in found
+            for path in paths
         }

@@ -24,7 +24,7 @@ MAX_SEQUENCE_ENTRIES = 1 << 26
 
 def fields(manifest: Manifest) -> list[Field]:
     """The columns of sequences.arrow for a cache."""
-    found = [
+    fields = [
         Field(name="n_rows", type="uint32"),
         Field(name="exact_start", type="uint64"),
         Field(name="draw_start", type="uint64"),
@@ -34,12 +34,12 @@ def fields(manifest: Manifest) -> list[Field]:
     ]
     if manifest.hidden.pooled:
         width = sum(vector.n_bytes for vector in manifest.hidden.pooled)
-        found.append(Field(name="pooled", type="fixed", width=width, listed=True))
-    found += [
+        fields.append(Field(name="pooled", type="fixed", width=width, listed=True))
+    fields += [
         Field(name=f"column:{column.name}", type=column.type, listed=True, nullable=True)
         for column in manifest.data.columns
     ]
-    return found
+    return fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +189,13 @@ class Sequences:
 
 def split_vectors(coded: npt.NDArray[np.uint8], vectors: tuple[Any, ...]) -> dict[int, Floats]:
     """Decode vectors that lie one behind the other in each row."""
-    found, place = {}, 0
+    by_layer, place = {}, 0
     for vector in vectors:
-        found[vector.layer] = dequantize_vectors(coded[:, place : place + vector.n_bytes], vector.width, vector.group)
+        by_layer[vector.layer] = dequantize_vectors(
+            coded[:, place : place + vector.n_bytes], vector.width, vector.group
+        )
         place += vector.n_bytes
-    return found
+    return by_layer
 
 
 def _starts(lengths: npt.NDArray[Any], total: int, name: str, what: str) -> npt.NDArray[np.int64]:

@@ -38,11 +38,11 @@ def write_tables(folder: Path, manifest: Manifest, tables: Mapping[str, npt.NDAr
 
 def table_records(store: Store, manifest: Manifest) -> dict[str, FileRecord]:
     """Size and sha256 of every table that is there."""
-    found = {}
+    records = {}
     for table in manifest.tables:
         data = store.view(layout.table_file(table.name), table.n_bytes)
-        found[table.name] = FileRecord(bytes=len(data), sha256=sha256_hex(data))
-    return found
+        records[table.name] = FileRecord(bytes=len(data), sha256=sha256_hex(data))
+    return records
 
 
 def read_table(store: Store, table: Table, records: Mapping[str, FileRecord]) -> npt.NDArray[Any]:

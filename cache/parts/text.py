@@ -73,13 +73,13 @@ class Texts:
 
     def get(self, start: int, stop: int) -> list[str]:
         """The texts of documents start to stop."""
-        found: list[str] = []
+        lines: list[str] = []
         for frame in range(len(self._offsets) - 1):
             first, end = int(self._offsets[frame]), int(self._offsets[frame + 1])
             if first < stop and end > start:
                 texts = self._frame(frame, first, end)
-                found += texts[max(start - first, 0) : stop - first]
-        return found
+                lines += texts[max(start - first, 0) : stop - first]
+        return lines
 
     def _frame(self, frame: int, first: int, end: int) -> list[str]:
         lengths = self._lengths[first:end]

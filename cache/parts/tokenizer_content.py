@@ -67,11 +67,11 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {name[:100]!r} is there twice in one object")
-    return found
+    return values
 
 
 def _roles(config: Mapping[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def read_tokenizer(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], TokenizerContent | None]:
     """Read all of them with their content, which takes seconds to work out where a tokenizer is large."""
-    found = {}
+    contents = {}
     for name, file in sorted(manifest.tokenizer.files.items()):
         path = f"{layout.TOKENIZER}/{name}"
         size = store.size(path)
@@ -30,11 +30,11 @@ def read_tokenizer(store: Store, manifest: Manifest) -> tuple[dict[str, bytes], 
         if data is None or sha256_hex(data) != file.sha256:
             what = "is missing" if size is None else "differs from the manifest"
             raise CacheDamaged(f"{store.url}: {path} {what}", hint="copy the cache again, or run cache-teacher again")
-        found[name] = data
-    if not found:
-        return found, None
+        contents[name] = data
+    if not contents:
+        return contents, None
     try:
-        return found, _content_of(found, manifest.tokenizer.fingerprint)
+        return contents, _content_of(contents, manifest.tokenizer.fingerprint)
     except CacheDamaged as error:
         what = f"{store.url}: {layout.TOKENIZER}/{TOKENIZER}: {error.message}"
         raise CacheDamaged(what, hint="use another copy of the cache") from None

@@ -20,7 +20,7 @@ from kdpipe.schemas.manifest import Manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceDocuments:
-    """The documents of one sequence, or of part of one; `texts` is None where the cache stores none."""
+    """The documents of one sequence, or of part of one; `texts`: None where the cache has no text."""
 
     coded: CodedRows
     places: Places

@@ -97,10 +97,10 @@ def _wrong_tops(rows: Rows) -> Doubles:
 
 def _by_blocks(part: PartReader, measure: Callable[[Rows], Doubles]) -> Doubles:
     """A number for every row of a part, decoded in blocks of sequences."""
-    found, first = [np.zeros(0)], 0
+    measures, first = [np.zeros(0)], 0
     starts = part.sequences.row_starts
     while first < len(part.sequences):
         end = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_ROWS, side="right")) - 1)
-        found.append(measure(part.rows(first, end, hidden=False)))
+        measures.append(measure(part.rows(first, end, hidden=False)))
         first = end
-    return np.concatenate(found)
+    return np.concatenate(measures)

@@ -57,14 +57,14 @@ def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:
     for source in sources[1:]:
         check_alike(sources[0], source)
     jobs, overlaps = _jobs(sources)
-    left_out, known = sum(each.gone for each in overlaps), sum(each.known for each in overlaps)
+    left_out, known = sum(merged.gone for merged in overlaps), sum(merged.known for merged in overlaps)
     if known and overlap == "refuse":
         lines = [
-            f"{each.known:,} of the {counted(each.documents, 'document')} of {source.url} "
-            f"{'is' if each.known == 1 else 'are'} in an earlier cache"
-            + (f", {each.known - each.gone:,} of them in part" if each.known > each.gone else "")
-            for source, each in zip(sources, overlaps, strict=True)
-            if each.known
+            f"{merged.known:,} of the {counted(merged.documents, 'document')} of {source.url} "
+            f"{'is' if merged.known == 1 else 'are'} in an earlier cache"
+            + (f", {merged.known - merged.gone:,} of them in part" if merged.known > merged.gone else "")
+            for source, merged in zip(sources, overlaps, strict=True)
+            if merged.known
         ]
         raise Incompatible("; ".join(lines), hint="keep them once with --overlap keep-first")
     ordered, plan = planned(jobs, sources[0].manifest.plan)
@@ -157,9 +157,9 @@ def _check_tokenizer_files(first: SourceCache, other: SourceCache) -> None:
         )
 
 
-def check_same_spec(first: SourceCache, asked: Manifest, what: str) -> None:
+def check_same_spec(first: SourceCache, manifest: Manifest, what: str) -> None:
     """Refuse another teacher, tokenizer or settings, with the differences."""
-    own, theirs = first.manifest.described_as(asked), asked.with_hidden_size_of(first.manifest)
+    own, theirs = first.manifest.described_as(manifest), manifest.with_hidden_size_of(first.manifest)
     differing = differing_settings(_spec(own), _spec(theirs), "{} and {}")
     if differing:
         more = " ..." if len(differing) > 5 else ""

@@ -101,8 +101,8 @@ def made_from(sources: Sequence[Manifest], origin: Origin, plan: CachePlan) -> M
         )
     named = " + ".join(dict.fromkeys(source.data.source for source in sources))
     fingerprints = [source.data.fingerprint for source in sources]
-    made = canonical({"data": fingerprints, "origin": origin.model_dump(mode="json")})
-    data = first.data.model_copy(update={"source": named[:MAX_TEXT], "fingerprint": sha256_hex(made)})
+    identity = canonical({"data": fingerprints, "origin": origin.model_dump(mode="json")})
+    data = first.data.model_copy(update={"source": named[:MAX_TEXT], "fingerprint": sha256_hex(identity)})
     teacher = first.teacher
     if teacher is not None:
         licenses = (source.teacher.license for source in sources if source.teacher is not None)
@@ -176,15 +176,15 @@ def rewritten(
     """
     documents = source.documents(record.part)
     numbers = first_document + _new_numbers(documents, keep, record.n_documents)
-    found = (coded.sequence(i) for i in range(len(coded)))
+    sequences = (coded.sequence(i) for i in range(len(coded)))
     if keep is None:
-        for stored in found:
+        for stored in sequences:
             yield _renumbered(stored, numbers, record.first_document)
         return
     plan = source.manifest.plan
     groups = fill(documents.lengths[keep].tolist(), plan.sequence_length, plan.packed)
-    each = (piece for stored in found for piece in documents_of(stored, source.manifest))
-    kept = (piece for piece, is_kept in zip(each, keep.tolist(), strict=True) if is_kept)
+    of_documents = (piece for stored in sequences for piece in documents_of(stored, source.manifest))
+    kept = (piece for piece, is_kept in zip(of_documents, keep.tolist(), strict=True) if is_kept)
     yield from grouped((_renumbered(piece, numbers, record.first_document) for piece in kept), groups)
 
 

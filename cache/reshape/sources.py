@@ -88,11 +88,11 @@ def open_source(url: str, retry_policy: RetryPolicy | None = None) -> SourceCach
 
 def check_known(manifest: Manifest, url: str) -> None:
     """Refuse a newer minor format: a cache made from it would lose what this version does not know."""
-    found = manifest.format
-    if found.minor > MINOR:
+    version = manifest.format
+    if version.minor > MINOR:
         raise Incompatible(
-            f"{url} is of format {found.major}.{found.minor}, this version of kdpipe makes others of {found.major}."
-            f"{MINOR} and would lose what is new",
+            f"{url} is of format {version.major}.{version.minor}, this version of kdpipe makes caches of "
+            f"{version.major}.{MINOR} and would lose what is new",
             hint="use a newer version of kdpipe",
         )
 

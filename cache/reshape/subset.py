@@ -120,7 +120,7 @@ def _jobs(source: SourceCache, records: list[PartRecord], selection: DocumentSel
     candidates = [_candidates(source, record, selection) for record in matching]
     if selection.by is not None:
         _choose(candidates, selection)
-    return [job for each in candidates if (job := _job(each)) is not None]
+    return [job for candidate in candidates if (job := _job(candidate)) is not None]
 
 
 def _candidates(source: SourceCache, record: PartRecord, selection: DocumentSelection) -> _Candidates:
@@ -133,8 +133,8 @@ def _candidates(source: SourceCache, record: PartRecord, selection: DocumentSele
         wanted &= np.array([selection.documents.holds(number) for number in numbers.tolist()], bool)
     for name, value in selection.where:
         holds = _test(name, value, source.manifest)
-        found = source.cache.part(record.part).sequences.column(name, 0, len(documents.numbers))
-        wanted[documents.numbers] &= np.array([holds(each) for each in found], bool)
+        column = source.cache.part(record.part).sequences.column(name, 0, len(documents.numbers))
+        wanted[documents.numbers] &= np.array([holds(cell) for cell in column], bool)
     values = np.zeros(0)
     if selection.by is not None:
         values = measured(selection.by, source.cache.part(record.part), source.manifest)
@@ -163,14 +163,14 @@ def _test(name: str, value: str, manifest: Manifest) -> Callable[[Any], bool]:
 
 def _choose(candidates: list[_Candidates], selection: DocumentSelection) -> None:
     """Apply the measure to the documents selected so far; a document without a measure is dropped."""
-    for each in candidates:
-        each.wanted &= ~np.isnan(each.values)
-    values = np.concatenate([np.zeros(0), *(each.values[each.wanted] for each in candidates)])
+    for candidate in candidates:
+        candidate.wanted &= ~np.isnan(candidate.values)
+    values = np.concatenate([np.zeros(0), *(candidate.values[candidate.wanted] for candidate in candidates)])
     chosen = _chosen(values, selection)
     place = 0
-    for each in candidates:
-        n = int(each.wanted.sum())
-        each.wanted[each.wanted] = chosen[place : place + n]
+    for candidate in candidates:
+        n = int(candidate.wanted.sum())
+        candidate.wanted[candidate.wanted] = chosen[place : place + n]
         place += n
 
 
@@ -187,11 +187,11 @@ def _chosen(values: npt.NDArray[np.float64], selection: DocumentSelection) -> Bo
     return chosen
 
 
-def _job(each: _Candidates) -> Job | None:
-    keep = each.wanted[each.numbers]
+def _job(candidate: _Candidates) -> Job | None:
+    keep = candidate.wanted[candidate.numbers]
     if not keep.any():
         return None
-    record = each.record
+    record = candidate.record
     if keep.all():
         return Job(source=0, part=record.part, split=record.split, n_documents=record.n_documents)
-    return Job(source=0, part=record.part, split=record.split, n_documents=int(each.wanted.sum()), keep=keep)
+    return Job(source=0, part=record.part, split=record.split, n_documents=int(candidate.wanted.sum()), keep=keep)

@@ -46,15 +46,15 @@ def open_store(url: str | os.PathLike[str], retry_policy: RetryPolicy | None = N
     """The store of a path or URL; requests to a remote store are retried."""
     address = os.fspath(url)
     check_address(address)
-    found = _store_module(address)
-    store: Store = found.load(found.reader)(address, (retry_policy or RetryPolicy()).at(address))
+    module = _store_module(address)
+    store: Store = module.load(module.reader)(address, (retry_policy or RetryPolicy()).at(address))
     return store
 
 
 def open_folder(url: str) -> WritableStore:
     """The store of a URL to write to."""
-    found = _store_module(url)
-    if found.writer is None:
+    module = _store_module(url)
+    if module.writer is None:
         raise ConfigError(f"{url} cannot be written to", hint="use a bucket, hf://, or a local folder")
-    store: WritableStore = found.load(found.writer)(url)
+    store: WritableStore = module.load(module.writer)(url)
     return store

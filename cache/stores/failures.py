@@ -105,12 +105,12 @@ def _status(error: BaseException) -> int | None:
     """The status code of an error: of botocore, HTTP libraries or gcsfs."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif response is not None:
-        found = getattr(response, "status_code", None)
+        status = getattr(response, "status_code", None)
     else:
-        found = getattr(error, "status", None) or getattr(error, "code", None)
-    return found if isinstance(found, int) and 100 <= found < 600 else None
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) and 100 <= status < 600 else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

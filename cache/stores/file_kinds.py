@@ -27,15 +27,15 @@ def wrong_kinds(store: Store) -> dict[str, str]:
     """Names at the top level of a local cache with a wrong file type; buckets and servers have files only."""
     if not isinstance(store, LocalStore):
         return {}
-    found = {}
+    kinds = {}
     for name in sorted(FILES | DIRECTORIES):
         try:
             mode = os.lstat(Path(store.url) / name).st_mode
         except FileNotFoundError:
             continue
         if not (stat.S_ISDIR(mode) if name in DIRECTORIES else stat.S_ISREG(mode)):
-            found[name] = f"expected a {'directory' if name in DIRECTORIES else 'regular file'}, found {_kind(mode)}"
-    return found
+            kinds[name] = f"expected a {'directory' if name in DIRECTORIES else 'regular file'}, found {_kind(mode)}"
+    return kinds
 
 
 def wrong_kinds_below(store: Store) -> dict[str, str]:

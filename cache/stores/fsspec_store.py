@@ -62,16 +62,16 @@ class RemoteStore:
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         root = self._path(folder)
         with self._errors(folder):
-            found: dict[str, Any] = self._fs.find(root, detail=True)
-            if not found:
+            details: dict[str, Any] = self._fs.find(root, detail=True)
+            if not details:
                 self._fs.ls(root)  # `find` hides permission errors
-        if not found:
+        if not details:
             raise CacheDamaged(f"{folder} cannot be listed: it does not exist")
-        if len(found) > limit:
+        if len(details) > limit:
             raise CacheDamaged(f"{folder} has more than {limit} files and folders")
         prefix = len(self._fs._strip_protocol(root))
         return self._attempts.listed(
-            folder, {folder + name[prefix:]: int(info["size"]) for name, info in found.items()}
+            folder, {folder + name[prefix:]: int(info["size"]) for name, info in details.items()}
         )
 
     def names(self, folder: str) -> list[str]:
@@ -95,10 +95,10 @@ class RemoteStore:
         """The folders of parts with a record; in a bucket from a listing of all files, 1,000 per request."""
         root = self._path(PARTS)
         if self._fs.protocol in BUCKETS:
-            found = self._fs.find(root)
+            paths = self._fs.find(root)
         else:
-            found = self._fs.glob(f"{root}/*/{PART_RECORD}")
-        names = [str(name).split("/") for name in found]
+            paths = self._fs.glob(f"{root}/*/{PART_RECORD}")
+        names = [str(name).split("/") for name in paths]
         depth = len(str(self._fs._strip_protocol(root)).split("/"))
         return [name[-2] for name in names if name[-1] == PART_RECORD and len(name) == depth + 2]
 
@@ -117,9 +117,9 @@ class RemoteStore:
     def _sizes_below(self, folder: str) -> dict[str, int]:
         """The size of every file in a folder and below it, by name."""
         with self._errors(folder):
-            found: dict[str, Any] = self._fs.find(self._path(folder), detail=True)
+            details: dict[str, Any] = self._fs.find(self._path(folder), detail=True)
         prefix = len(str(self._fs._strip_protocol(self._root)).rstrip("/")) + 1
-        return {name[prefix:]: int(info["size"]) for name, info in found.items()}
+        return {name[prefix:]: int(info["size"]) for name, info in details.items()}
 
     def size(self, name: str) -> int | None:
         return self._size(self._attempts.stored_name(name))
@@ -141,16 +141,16 @@ class RemoteStore:
         """One request, for one byte more than allowed, which shows that the file is too long."""
         with self._errors(name):
             try:
-                found = bytes(self._fs.cat_file(self._path(name), start=0, end=limit + 1))
+                data = bytes(self._fs.cat_file(self._path(name), start=0, end=limit + 1))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise CacheDamaged(f"{name} does not exist") from None
             except Exception:
                 if self._size(name) != 0:
                     raise
                 return b""  # buckets answer no range of an empty file
-        if len(found) > limit:
+        if len(data) > limit:
             raise CacheDamaged(f"{name} has more than the {limit:,} bytes allowed")
-        return found
+        return data
 
     def view(self, name: str, size: int) -> memoryview:
         return checked_size(self.read(name, size), name, size)
@@ -159,14 +159,14 @@ class RemoteStore:
         """See `Store`; drivers have no conditional reads, so the tag is compared after the read."""
         name = self._attempts.stored_name(name)
         with self._errors(name):
-            found = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
-            if len(found) != end - begin:
+            data = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
+            if len(data) != end - begin:
                 size = self._size(name)
                 if size is not None and size < end:
                     raise CacheDamaged(f"{name} has {size:,} bytes, expected at least {end:,}")
-                raise EOFError(f"received {len(found):,} bytes, expected {end - begin:,}")
+                raise EOFError(f"received {len(data):,} bytes, expected {end - begin:,}")
             check_tag(name, tag, None if tag is None else self._tag(name))
-            return found
+            return data
 
     def stored_name(self, name: str) -> str:
         return self._attempts.stored_name(name)

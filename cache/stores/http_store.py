@@ -142,16 +142,16 @@ class HttpStore:
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
         """The files that the manifest and records name, with their sizes."""
-        found = {}
+        sizes = {}
         for name in self._expected(folder):
             size = self.size(name)
             if size is not None:
-                found[name] = size
-        if len(found) > limit:
+                sizes[name] = size
+        if len(sizes) > limit:
             raise CacheDamaged(f"{folder} has more than {limit} files and folders")
-        if not found:
+        if not sizes:
             raise CacheDamaged(f"{folder} cannot be listed: it does not exist")
-        return found
+        return sizes
 
     def names(self, folder: str) -> list[str]:
         """The names that the manifest and records name."""
@@ -207,12 +207,12 @@ class HttpStore:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} does not exist")
             self._check(answer, name)
-            found = bytearray()
+            data = bytearray()
             for chunk in self._body(answer, name):
-                found += chunk
-                if len(found) > limit:
+                data += chunk
+                if len(data) > limit:
                     raise CacheDamaged(f"{name} has more than the {limit:,} bytes allowed")
-            return bytes(found)
+            return bytes(data)
 
     def view(self, name: str, size: int) -> memoryview:
         return checked_size(self.read(name, size), name, size)
@@ -234,13 +234,13 @@ class HttpStore:
             self._check(answer, name)
             check_tag(name, tag, _tag_of(answer))
             skipped = self._skipped(answer, name, begin, end)
-            found = bytearray()
+            received = bytearray()
             for chunk in self._body(answer, name):
-                found += chunk[skipped:]
+                received += chunk[skipped:]
                 skipped = max(0, skipped - len(chunk))
-                if len(found) >= end - begin:
+                if len(received) >= end - begin:
                     break
-            data = bytes(found[: end - begin])
+            data = bytes(received[: end - begin])
         if len(data) != end - begin:
             raise Unreachable(f"{self.url}/{name} ended after {len(data):,} of {end - begin:,} bytes", hint=TRY_AGAIN)
         return data

@@ -46,15 +46,15 @@ class Repository:
 
     def at_newest(self) -> "Repository":
         """The folder at the newest commit of its branch."""
-        found = HfApi().repo_info(self.name, repo_type=self.kind, revision=self.revision)
-        return replace(self, revision=str(found.sha))
+        repository = HfApi().repo_info(self.name, repo_type=self.kind, revision=self.revision)
+        return replace(self, revision=str(repository.sha))
 
 
 def repository(url: str) -> Repository:
     """The repository of a URL, which must exist."""
     with _hub_errors(url):
         try:
-            found: Any = HfFileSystem(skip_instance_cache=True).resolve_path(url)
+            resolved: Any = HfFileSystem(skip_instance_cache=True).resolve_path(url)
         # huggingface_hub raises either for a URL that it cannot resolve.
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
@@ -67,7 +67,10 @@ def repository(url: str) -> Repository:
                 hint=f"create it first (hf repo create), or {LOG_IN}",
             ) from None
         return Repository(
-            kind=found.repo_type, name=found.repo_id, revision=found.revision, folder=found.path_in_repo.strip("/")
+            kind=resolved.repo_type,
+            name=resolved.repo_id,
+            revision=resolved.revision,
+            folder=resolved.path_in_repo.strip("/"),
         )
 
 

@@ -54,7 +54,7 @@ class LocalStore:
         return f"{folder}/{self._attempts.prefix(folder)}"
 
     def walk(self, folder: str, limit: int = MAX_LISTED) -> dict[str, int]:
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         open_folders = [folder]
         n_seen = 0
         while open_folders:
@@ -68,8 +68,8 @@ class LocalStore:
                     if entry.is_dir(follow_symlinks=False):
                         open_folders.append(name)
                     else:
-                        found[name] = _plain_size(entry.stat(follow_symlinks=False), name)
-        return self._attempts.listed(folder, found)
+                        sizes[name] = _plain_size(entry.stat(follow_symlinks=False), name)
+        return self._attempts.listed(folder, sizes)
 
     def modes(self, folder: str) -> list[tuple[str, int]]:
         """The names in a folder with their modes, sorted; empty if it does not exist."""
@@ -116,10 +116,10 @@ class LocalStore:
     def view(self, name: str, size: int) -> memoryview:
         name = self._attempts.stored_name(name)
         with self._errors(name, "read"):
-            descriptor, found = self._open(name)
+            descriptor, size_now = self._open(name)
             try:
-                if found != size:
-                    raise CacheDamaged(f"{name} has {found:,} bytes, expected {size:,}")
+                if size_now != size:
+                    raise CacheDamaged(f"{name} has {size_now:,} bytes, expected {size:,}")
                 if not size:
                     return memoryview(b"")
                 return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
@@ -134,9 +134,9 @@ class LocalStore:
                 if size < end:
                     raise CacheDamaged(f"{name} has {size:,} bytes, expected at least {end:,}")
                 file.seek(begin)
-                found = _exactly(file, end - begin)
+                data = _exactly(file, end - begin)
                 check_tag(name, tag, _tag_of(os.fstat(descriptor)))
-                return found
+                return data
 
     def tag(self, name: str) -> str | None:
         name = self._attempts.stored_name(name)
@@ -173,13 +173,13 @@ def _tag_of(status: os.stat_result) -> str:
 
 def _exactly(file: io.RawIOBase, n_bytes: int) -> bytes:
     """Read exactly n bytes; one call may return fewer."""
-    found = bytearray()
-    while len(found) < n_bytes:
-        more = file.read(n_bytes - len(found))
+    data = bytearray()
+    while len(data) < n_bytes:
+        more = file.read(n_bytes - len(data))
         if not more:
-            raise CacheDamaged(f"a file was truncated while it was read: {len(found):,} of {n_bytes:,} bytes")
-        found += more
-    return bytes(found)
+            raise CacheDamaged(f"a file was truncated while it was read: {len(data):,} of {n_bytes:,} bytes")
+        data += more
+    return bytes(data)
 
 
 def _refuse_other_than_folder(root: Path) -> None:

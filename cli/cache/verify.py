@@ -72,8 +72,8 @@ def verify(
             from kdpipe.pipeline.verify_against import verify_against
 
             run = partial(verify_against, trusted=trust_remote_code, devices=devices, retry_policy=retry_policy)
-            found = run(cache, against, sample or SAMPLE, progress)
-            report = report.model_copy(update={"ok": found.ok, "problems": found.problems, "against": found})
+            result = run(cache, against, sample or SAMPLE, progress)
+            report = report.model_copy(update={"ok": result.ok, "problems": result.problems, "against": result})
     console.reply(report, page(cache, report), as_json=json)
     if not report.ok:
         raise typer.Exit(3)

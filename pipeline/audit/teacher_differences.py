@@ -79,16 +79,16 @@ def differences(one: DocumentPredictions, other: DocumentPredictions, bounds: Ma
     Masses are compared as probabilities, since the log of a tiny mass is noise. An id that is exact on one side only,
     since a threshold may fall between them, must not be more probable than the other side allows.
     """
-    found = []
+    parts = []
     for name in one.scalars.keys() & other.scalars.keys():
         a, b = one.scalars[name], other.scalars[name]
         if name in ("log_tail", "boundary_logprob"):
             a, b = np.exp(a), np.exp(b)
-        found.append(_excess(a, b, bounds.get(name, 0.0)))
+        parts.append(_excess(a, b, bounds.get(name, 0.0)))
     _, own, others = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
-    found.append(_excess(one.logprobs[own], other.logprobs[others], bounds.get("logprob", 0.0)))
-    found += [_above(a, b, bounds.get("logprob", 0.0)) for a, b in ((one, other), (other, one))]
-    return np.concatenate(found)
+    parts.append(_excess(one.logprobs[own], other.logprobs[others], bounds.get("logprob", 0.0)))
+    parts += [_above(a, b, bounds.get("logprob", 0.0)) for a, b in ((one, other), (other, one))]
+    return np.concatenate(parts)
 
 
 def _above(one: DocumentPredictions, other: DocumentPredictions, bound: float) -> Doubles:

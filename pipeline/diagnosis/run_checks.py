@@ -74,9 +74,9 @@ def learning_rate(run: RunMetrics) -> Check:
     """Zero is expected only at the end of a schedule."""
     inner = run.steps[: -max(1, len(run.steps) // 50)]
     zero = {name: sum(line["rates"][name] == 0 for line in inner) for name in run.steps[0]["rates"]}
-    found = {name: n for name, n in zero.items() if n > 1}
-    if found:
-        what = ", ".join(f"{name} in {n} of {len(inner)} steps" for name, n in found.items())
+    repeated = {name: n for name, n in zero.items() if n > 1}
+    if repeated:
+        what = ", ".join(f"{name} in {n} of {len(inner)} steps" for name, n in repeated.items())
         return problem("learning rate", f"zero: {what}", "set optimizer.lr, or optimizer.rates of this group")
     return passed("learning rate", f"up to {max(max(line['rates'].values()) for line in run.steps):.2g}")
 

@@ -68,8 +68,8 @@ def file_of(folder: Path, tensor: str) -> str | None:
     if len(names) == 1:
         return names[0]
     index = next(index for index in INDEXES if (folder / index).is_file())
-    found = _json(folder / index)["weight_map"].get(tensor)
-    return None if found is None else str(found)
+    file = _json(folder / index)["weight_map"].get(tensor)
+    return None if file is None else str(file)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -30,32 +30,32 @@ class Compatibility:
 
 
 def check_compatibility(
-    found: ResolvedStudent, settings: StudentSettings, kept: CacheTokenizer, manifest: Manifest
+    student: ResolvedStudent, settings: StudentSettings, kept: CacheTokenizer, manifest: Manifest
 ) -> Compatibility:
     """Check a student against a cache before its weights are loaded."""
     notes: list[str] = []
     files = kept.files
-    if not found.is_fresh:
-        own = _own_tokenizer(found, settings)
+    if not student.is_fresh:
+        own = _own_tokenizer(student, settings)
         if (difference := same_tokenizer(own, kept, manifest)) is not None:
             raise Incompatible(
-                f"the tokenizer of student {found.name} differs from the cache's: {difference}", hint=ACROSS
+                f"the tokenizer of student {student.name} differs from the cache's: {difference}", hint=ACROSS
             )
         files = own.files
         notes += _other_roles(own, kept.loaded)
     elif not files:
         notes.append("the cache has no tokenizer files: the student will be saved without a tokenizer")
-    rows, ids = found.shape.vocabulary_size, manifest.vocabulary_size
+    rows, ids = student.shape.vocabulary_size, manifest.vocabulary_size
     if rows < ids:
         raise Incompatible(
-            f"student {found.name} has {rows:,} embedding rows, the cache {ids:,} token ids",
-            hint=f"set vocab_size to {ids} or more" if found.is_fresh else ACROSS,
+            f"student {student.name} has {rows:,} embedding rows, the cache {ids:,} token ids",
+            hint=f"set vocab_size to {ids} or more" if student.is_fresh else ACROSS,
         )
     if rows > ids:
         notes.append(
             f"the student has {rows:,} embedding rows for {ids:,} token ids: the rest is padding and is not trained"
         )
-    _check_positions(found, manifest.plan.sequence_length)
+    _check_positions(student, manifest.plan.sequence_length)
     return Compatibility(tokenizer_files=files, notes=tuple(notes))
 
 
@@ -71,16 +71,16 @@ def same_tokenizer(own: LoadedTokenizer, kept: CacheTokenizer, manifest: Manifes
     return f"its fingerprint is {own.record.fingerprint[:12]}, the cache's {manifest.tokenizer.fingerprint[:12]}"
 
 
-def _own_tokenizer(found: ResolvedStudent, settings: StudentSettings) -> LoadedTokenizer:
+def _own_tokenizer(student: ResolvedStudent, settings: StudentSettings) -> LoadedTokenizer:
     try:
         return load_tokenizer(
-            found.name,
-            revision=None if found.kind == "folder" else found.shape.revision or settings.revision,
+            student.name,
+            revision=None if student.kind == "folder" else student.shape.revision or settings.revision,
             trust_remote_code=settings.trust_remote_code,
             chat_template="none",
         )
     except ConfigError as error:
-        folder = local_folder(found.name)
+        folder = local_folder(student.name)
         hint = error.hint
         if folder is not None and not has_tokenizer(str(folder)):
             hint = f"copy its tokenizer into {folder}; the cache's is in its subfolder tokenizer"
@@ -96,10 +96,10 @@ def _other_roles(own: LoadedTokenizer, other: LoadedTokenizer | None) -> list[st
     return [f"special tokens of the student's tokenizer are kept: {', '.join(changes)}"] if changes else []
 
 
-def _check_positions(found: ResolvedStudent, longest: int) -> None:
-    most = found.shape.max_positions
+def _check_positions(student: ResolvedStudent, longest: int) -> None:
+    most = student.shape.max_positions
     if most is not None and longest > most:
         raise Incompatible(
-            f"student {found.name} supports at most {most:,} tokens, the cache has sequences of {longest:,}",
+            f"student {student.name} supports at most {most:,} tokens, the cache has sequences of {longest:,}",
             hint=f"make the cache with --seq-len {most}, or use a student that supports {longest:,}",
         )

@@ -22,19 +22,19 @@ from kdpipe.schemas.train_settings import StudentSettings
 
 
 def load_student(
-    found: ResolvedStudent, settings: StudentSettings, precision: PrecisionName, device: torch.device, seed: int
+    resolved: ResolvedStudent, settings: StudentSettings, precision: PrecisionName, device: torch.device, seed: int
 ) -> Student:
     """Load a student for training; equal seeds give bit-identical random weights and adapters."""
     quiet()
     if settings.lora:
         lora.check_installed()
     dtype = torch.float16 if precision == "fp16-pure" else torch.float32
-    with explained_load_errors(found.name):
-        model: Any = _fresh(found, seed, dtype) if found.is_fresh else _pretrained(found, settings, dtype)
-    adapter = _adapter(model, settings, found.shape, seed) if settings.lora else None
-    with explained_load_errors(found.name):
+    with explained_load_errors(resolved.name):
+        model: Any = _fresh(resolved, seed, dtype) if resolved.is_fresh else _pretrained(resolved, settings, dtype)
+    adapter = _adapter(model, settings, resolved.shape, seed) if settings.lora else None
+    with explained_load_errors(resolved.name):
         model.to(device)
-    student = Student(model, found.shape, found.ids.count, adapter)
+    student = Student(model, resolved.shape, resolved.ids.count, adapter)
     _check_trains(student)
     _freeze(student, settings)
     if settings.gradient_checkpointing:
@@ -51,12 +51,12 @@ def description_of(student: Student) -> str:
     return f"{student.shape.name}: {total:,} parameters in {dtype}{share}"
 
 
-def _fresh(found: ResolvedStudent, seed: int, dtype: torch.dtype) -> torch.nn.Module:
+def _fresh(student: ResolvedStudent, seed: int, dtype: torch.dtype) -> torch.nn.Module:
     """Random init on the CPU, whose generator gives the same bits on every machine."""
     auto: Any = transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: torch.nn.Module = auto.from_config(found.shape.config, dtype=torch.float32)
+        model: torch.nn.Module = auto.from_config(student.shape.config, dtype=torch.float32)
     return model.to(dtype)
 
 
@@ -66,25 +66,25 @@ def _adapter(model: Any, settings: StudentSettings, shape: ModelInfo, seed: int)
         return lora.with_adapter(model, settings, shape)
 
 
-def _pretrained(found: ResolvedStudent, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
+def _pretrained(student: ResolvedStudent, settings: StudentSettings, dtype: torch.dtype) -> torch.nn.Module:
     auto: Any = transformers.AutoModelForCausalLM
-    folder = folders.local_folder(found.name)
+    folder = folders.local_folder(student.name)
     model, report = auto.from_pretrained(
-        found.name
+        student.name
         if folder is None
         else folder.resolve(),  # adapters store this path, and may be loaded from another directory
-        config=found.shape.config,
-        revision=found.shape.revision or settings.revision,
+        config=student.shape.config,
+        revision=student.shape.revision or settings.revision,
         trust_remote_code=settings.trust_remote_code,
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # the report then names them
     )
-    folders.check_loaded(found.name, report)
+    folders.check_loaded(student.name, report)
     weights: torch.nn.Module = model
     # Some families load a few tensors in float32 regardless of dtype.
     weights = weights.to(dtype)
-    _check_finite(weights, found.name, folder)
+    _check_finite(weights, student.name, folder)
     return weights
 
 

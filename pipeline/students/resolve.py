@@ -97,10 +97,10 @@ def _config(path: Path, ids: TokenIds) -> Any:
         raise ConfigError(f"{path} is not valid JSON: {error}", hint=f"a student is {KNOWN}") from None
     kind = values.get("model_type") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
-        found = f"the model_type {kind}" if isinstance(kind, str) else "no model_type"
+        model_type = f"the model_type {kind}" if isinstance(kind, str) else "no model_type"
         near = get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=2, cutoff=0.6)
         raise ConfigError(
-            f"{path} has {found}; expected a model type of transformers",
+            f"{path} has {model_type}; expected a model type of transformers",
             hint=f"did you mean {' or '.join(near)}?" if near else 'add one, e.g. "model_type": "llama"',
         )
     values = {key: value for key, value in values.items() if key != "model_type"}

@@ -1,7 +1,7 @@
 """Targets: each kind picks ids of a distribution, `reduce.py` adds the scalars that all kinds share.
 
 In: logits of some rows on any device, labels and random keys. Out: a `ReducedRows`, which `reduce.py` turns into a
-block. A new kind is a record, a sampler and a row of `schemas/tables.py`.
+block. A new kind is a record, a sampler and a row of `schemas/member_tables.py`.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdpipe.pipeline.targets.chunk import KeptEntries, LogitChunk
 from kdpipe.pipeline.targets.stored_entries import EntryChoice, Longs, PaddedEntries
-from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.member_tables import TARGET_KINDS
 from kdpipe.schemas.targets import KeptSpec
 
 

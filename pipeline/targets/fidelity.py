@@ -244,9 +244,9 @@ def stored_weights(
         """Log of the complement of a tail, and the tail."""
         quantizer = quantizers[name]
         assert isinstance(quantizer, LogOddsQuantizer)
-        found = codes(name, rows.scalars[name])
-        return complement_table(quantizer)[found].astype(np.float64), np.exp(
-            value_table(quantizer)[found].astype(np.float64)
+        scalar_codes = codes(name, rows.scalars[name])
+        return complement_table(quantizer)[scalar_codes].astype(np.float64), np.exp(
+            value_table(quantizer)[scalar_codes].astype(np.float64)
         )
 
     coded = codes("logprob", torch.where(torch.from_numpy(is_exact), rows.logprobs_RK, -torch.inf))

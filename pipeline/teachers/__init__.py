@@ -1,7 +1,7 @@
 """Teachers: language models that predict at the rows of some segments, and the backends that run them.
 
 In: settings. Out: a `TeacherBackend`, which describes its teacher before anything is loaded, and then loads a
-`Teacher`. A backend is one module and one row of `schemas/tables.py`; only its module knows what its model is.
+`Teacher`. A backend is one module and one row of `schemas/member_tables.py`; only its module knows what its model is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ from kdpipe.schemas import manifest
 from kdpipe.schemas.capture_settings import CaptureSettings, MachineSettings, TeacherSettings
 from kdpipe.schemas.choices import TeacherBackendName
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.member_tables import TEACHER_BACKENDS
 from kdpipe.schemas.part import Fidelity
-from kdpipe.schemas.tables import TEACHER_BACKENDS
 from kdpipe.schemas.target_kinds import OutputHead
 from kdpipe.schemas.targets import CAPTURED
 

@@ -30,7 +30,7 @@ class TeacherStates:
 
 
 class Forward:
-    """Reads batches with one model; `head` is None where a probe finds no plain output head."""
+    """Reads batches with one model; `head`: None where a probe finds no plain output head."""
 
     def __init__(self, loaded: LoadedTeacher, vocabulary_size: int) -> None:
         self._model: Any = loaded.model

@@ -29,15 +29,15 @@ def differing_section(data: bytes, fast: PreTrainedTokenizerFast) -> str | None:
         raise CacheDamaged(f"{TOKENIZER} cannot be loaded: {str(error)[:200]}") from None
     stated.no_padding()
     stated.no_truncation()
-    expected, found = stated.to_str(), fast.backend_tokenizer.to_str()
-    if expected == found:
+    expected, actual = stated.to_str(), fast.backend_tokenizer.to_str()
+    if expected == actual:
         return None
-    return next(_differing(json.loads(expected), json.loads(found)), None)
+    return next(_differing(json.loads(expected), json.loads(actual)), None)
 
 
-def _differing(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+def _differing(expected: dict[str, Any], actual: dict[str, Any]) -> Iterator[str]:
     for name in SECTIONS:
-        if _effective(name, expected.get(name)) != _effective(name, found.get(name)):
+        if _effective(name, expected.get(name)) != _effective(name, actual.get(name)):
             yield name
 
 

@@ -11,8 +11,8 @@ from kdpipe.pipeline.plan import plan
 from kdpipe.pipeline.tokenizers.tokenizer import load_tokenizer
 from kdpipe.schemas.capture_settings import CaptureSettings
 from kdpipe.schemas.errors import ConfigError, Incompatible
+from kdpipe.schemas.member_tables import TEACHER_BACKENDS
 from kdpipe.schemas.progress import SilentProgress
-from kdpipe.schemas.tables import TEACHER_BACKENDS
 from support.corpora import small_tokenizer
 from support.stage_one import make_inputs, run, settings_for
 from support.teachers import ListedBackend

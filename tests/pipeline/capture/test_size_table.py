@@ -7,7 +7,7 @@ import pytest
 
 from kdpipe.cache.inspect import inspect_cache
 from kdpipe.pipeline.capture.size_table import VOCABULARIES, sizes_of, token_bytes
-from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.member_tables import TARGET_KINDS
 from kdpipe.schemas.target_kinds import Imported, Sampled, Threshold, TopK, TopP
 from kdpipe.schemas.targets import RECORDS, TargetSpec
 from support.synthetic import Recipe

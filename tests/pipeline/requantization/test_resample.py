@@ -14,7 +14,7 @@ from kdpipe.pipeline.requantization.requantize_spec import AMOUNTS
 from kdpipe.pipeline.targets import resampler, threshold
 from kdpipe.pipeline.targets.reduce import ReducedRows
 from kdpipe.pipeline.targets.stored_entries import EntryChoice, PaddedEntries
-from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.member_tables import TARGET_KINDS
 from kdpipe.schemas.target_kinds import Sampled, Threshold, TopP
 from kdpipe.schemas.targets import KeptSpec, TargetSpec
 from support import dense_twin

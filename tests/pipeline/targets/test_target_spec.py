@@ -6,7 +6,7 @@ from kdpipe.pipeline.targets import sampler
 from kdpipe.pipeline.targets.target_spec import target_spec
 from kdpipe.schemas.capture_settings import TargetSettings
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.tables import TARGET_KINDS
+from kdpipe.schemas.member_tables import TARGET_KINDS
 from kdpipe.schemas.target_kinds import NoTargets, OutputHead, Sampled, State, Threshold, TopK, TopP
 from kdpipe.schemas.targets import TargetSpec
 

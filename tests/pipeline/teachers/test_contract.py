@@ -12,7 +12,7 @@ from kdpipe.pipeline.teachers import backend_type
 from kdpipe.pipeline.teachers.transformers_teacher import TransformersTeacher
 from kdpipe.schemas.capture_settings import MachineSettings, TeacherSettings
 from kdpipe.schemas.choices import TeacherBackendName
-from kdpipe.schemas.tables import TEACHER_BACKENDS
+from kdpipe.schemas.member_tables import TEACHER_BACKENDS
 from kdpipe.schemas.target_kinds import Threshold, TopK
 from support.models import tiny_llama
 from support.teacher_contract import TeacherContract

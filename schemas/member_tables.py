@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 RECORDS_MODULE = "kdpipe.schemas.target_kinds"
 SAMPLERS_PACKAGE = "kdpipe.pipeline.targets"
+TEACHERS_PACKAGE = "kdpipe.pipeline.teachers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,6 @@ TARGET_KINDS: dict[str, TargetKindRow] = {
 }
 
 TEACHER_BACKENDS: dict[str, str] = {
-    "transformers": "kdpipe.pipeline.teachers.transformers_backend:TransformersBackend",
+    "transformers": f"{TEACHERS_PACKAGE}.transformers_backend:TransformersBackend",
 }
 DEFAULT_BACKEND = "transformers"
