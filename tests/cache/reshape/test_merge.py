@@ -306,4 +306,4 @@ def test_a_cache_of_a_newer_format_is_not_rewritten_into_this_one(pair: tuple[Pa
                 part.add(sequence, block)
     writer.seal()
     reported = refused(tmp_path, pair[0], tmp_path / "b")
-    assert "is of format 1.7, this version of kdpipe makes others of 1.1 and would lose what is new" in reported.message
+    assert "1.7" in reported.message and "1.1" in reported.message

@@ -75,7 +75,7 @@ def test_retries_end_when_their_time_is_over(clock: Clock) -> None:
 
 
 def test_no_time_means_no_retry(clock: Clock) -> None:
-    with pytest.raises(Unreachable, match=r"^x answers 503$"):
+    with pytest.raises(Unreachable, match="x answers 503"):
         clock.retry_policy(budget=0.0).call(failing(Unreachable("x answers 503")))
     assert not clock.pauses
 
