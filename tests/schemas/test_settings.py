@@ -172,8 +172,8 @@ def test_a_list_of_one_and_an_empty_list_are_lists() -> None:
         ),
         (
             {"sets": ["machine={devices: gpu}"]},
-            "machine.devices in --set machine={devices: gpu}: expected auto, cpu, cuda, mps, all, or GPUs such as cuda:0"
-            " or cuda:0,cuda:1, not 'gpu'\ncorrect it, or leave it out",
+            "machine.devices in --set machine={devices: gpu}: expected auto, cpu, cuda, mps, all, or GPUs such as "
+            "cuda:0 or cuda:0,cuda:1, not 'gpu'\ncorrect it, or leave it out",
         ),
         (
             {"sets": ["hidden.layers=0.5,last"]},
