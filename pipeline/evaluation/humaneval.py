@@ -8,14 +8,20 @@ import gzip
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kdpipe.pipeline.evaluation.sandbox import ProgramLimits, ProgramTest, check_sandbox, run_test
+from kdpipe.pipeline.evaluation.sandbox import (
+    ProgramLimits,
+    ProgramOutcome,
+    ProgramTest,
+    check_sandbox,
+    run_test,
+)
 from kdpipe.pipeline.generation.text_generator import TextGenerator
 from kdpipe.pipeline.models.devices import usable_cpus
 from kdpipe.schemas.counts import counted
@@ -90,10 +96,7 @@ def run_humaneval(
     tests = [
         program_test(problem, completions[problem.task_id]) for problem in problems if problem.task_id in completions
     ]
-    run = partial(run_test, limits=limits, isolated=sandboxed)
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        task = Task(name="run programs", unit="programs", total=len(tests))
-        n_passed = sum(outcome.passed for outcome in tracked(pool.map(run, tests), progress, task))
+    n_passed = _n_passed(tests, partial(run_test, limits=limits, isolated=sandboxed), progress)
     share, n = n_passed / len(problems), len(problems)
     error = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
     n_long = n - len(tests)
@@ -101,6 +104,17 @@ def run_humaneval(
     return HumanEvalResult(
         metrics={"pass@1": share, "pass@1_stderr": error, "problems": float(n)}, notes=(long,) if n_long else ()
     )
+
+
+def _n_passed(tests: Sequence[ProgramTest], run: Callable[[ProgramTest], ProgramOutcome], progress: Progress) -> int:
+    task = Task(name="run programs", unit="programs", total=len(tests))
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        try:
+            return sum(outcome.passed for outcome in tracked(pool.map(run, tests), progress, task))
+        except BaseException:
+            # Programs that have not been started never are, so that an interrupt ends at once.
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _completions(

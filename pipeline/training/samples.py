@@ -43,7 +43,9 @@ class ValidationSamples:
         settings, n_positions = run.settings.evaluation, train_state.student.shape.max_positions
         n_tokens = settings.sample_tokens if n_positions is None else min(settings.sample_tokens, n_positions // 2)
         self._settings = SamplingSettings(temperature=0.0, max_new_tokens=n_tokens)
-        if settings.samples and run.validation is not None and run.tokenizer is not None:
+        if settings.samples and run.validation is not None and run.tokenizer is None:
+            progress.message("no samples: the cache has no tokenizer")
+        elif settings.samples and run.validation is not None and run.tokenizer is not None:
             longest = None if n_positions is None else n_positions - n_tokens
             self._prompts = cache_prompts(run.validation, settings.samples, longest)
             self._tokenizer = run.tokenizer.fast

@@ -54,7 +54,7 @@ def test_the_table_has_settings_numbers_and_differences(runs: list[str], capsys:
     assert shown.err == ""
 
 
-def test_many_runs_come_in_tables_that_fit_a_page(
+def test_many_runs_are_split_into_narrow_tables(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = {**BASE, "student": {"name": "/a/very/long/path/to/a/student/that/no/table/holds"}}
@@ -68,7 +68,7 @@ def test_many_runs_come_in_tables_that_fit_a_page(
     assert "...udent/that/no/table/holds"[-15:] in out
 
 
-def test_a_run_without_numbers_has_dashes_and_a_note(
+def test_a_run_without_an_evaluation_has_dashes_and_a_note(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = str(run_folder(tmp_path / "bare", BASE, None))
@@ -87,7 +87,7 @@ def test_json_is_one_document(runs: list[str], capsys: pytest.CaptureFixture[str
     assert set(answer["runs"][1]["differences"]["cross_entropy"]) == {"value", "spread"}
 
 
-def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_runs_are_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
     assert run(["compare", str(tmp_path)]) == 2
@@ -95,7 +95,7 @@ def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("paths", "due"),
+    ("paths", "expected"),
     [
         (["runs/a", "runs/b"], ["a", "b"]),
         (["one/a", "two/a"], ["one/a", "two/a"]),
@@ -103,5 +103,5 @@ def test_no_run_is_refused_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
         (["a", "b/a"], ["a", "b/a"]),
     ],
 )
-def test_runs_are_named_by_the_part_of_the_path_that_differs(paths: list[str], due: list[str]) -> None:
-    assert names(paths) == due
+def test_runs_are_named_by_the_part_of_the_path_that_differs(paths: list[str], expected: list[str]) -> None:
+    assert names(paths) == expected

@@ -1,6 +1,6 @@
-"""`kdpipe eval`: what it hands to the story, and how it shows the numbers.
+"""`kdpipe eval`: the request that its options become, and its page.
 
-The story is replaced by one that writes down what it is given: this is the border between words and verbs.
+The pipeline is replaced by a function that records the request.
 """
 
 import json
@@ -55,8 +55,8 @@ WORDS = ["eval", "--from-cache", "teacher-cache", "--student", "runs/a"]
 
 
 @pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the story was given; `answer` or `error` is what it does."""
+def story(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The recorded request; `answer` is returned or `error` raised."""
     given: dict[str, Any] = {"answer": MEASURED}
 
     def reported(requested: EvalRequest, progress: Any) -> EvalReport:
@@ -73,12 +73,12 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return given
 
 
-def test_words_become_choices(handed: dict[str, Any]) -> None:
+def test_options_become_a_request(story: dict[str, Any]) -> None:
     assert run(WORDS) == 0
-    assert handed["requested"] == EvalRequest(cache="teacher-cache", student="runs/a")
+    assert story["requested"] == EvalRequest(cache="teacher-cache", student="runs/a")
     more = ["--split", "train", "--limit", "7", "--tasks", "a, b.yaml,", "--allow-partial"]
     assert run([*WORDS, *more, "--devices", "cuda:1", "--batch-size", "3"]) == 0
-    assert handed["requested"] == EvalRequest(
+    assert story["requested"] == EvalRequest(
         cache="teacher-cache",
         student="runs/a",
         split="train",
@@ -111,14 +111,14 @@ note: a note
 """
 
 
-def test_the_page_has_every_number(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_has_every_number(story: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(WORDS) == 0
     assert capsys.readouterr().out == PAGE
 
 
-def test_what_is_not_known_is_left_out(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unavailable_metrics_are_left_out(story: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     unknown = {"kl_teacher": None, "kl_teacher_estimate": None, "top1_agreement": None, "perplexity": None}
-    handed["answer"] = MEASURED.model_copy(update={**unknown, "by_entropy": (), "tasks": {}})
+    story["answer"] = MEASURED.model_copy(update={**unknown, "by_entropy": (), "tasks": {}})
     assert run(WORDS) == 0
     out = capsys.readouterr().out
     assert "KL" not in out
@@ -127,7 +127,7 @@ def test_what_is_not_known_is_left_out(handed: dict[str, Any], capsys: pytest.Ca
     assert "perplexity too large" in out
 
 
-def test_json_has_the_keys_that_scripts_lean_on(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_its_documented_keys(story: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*WORDS, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert set(answer) >= {
@@ -136,8 +136,8 @@ def test_json_has_the_keys_that_scripts_lean_on(handed: dict[str, Any], capsys: 
     assert answer == MEASURED.model_dump(mode="json")
 
 
-def test_refusals_are_two_lines(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    handed["error"] = ConfigError("no such split", hint="its splits are train")
+def test_refusals_are_two_lines(story: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    story["error"] = ConfigError("no such split", hint="its splits are train")
     assert run(WORDS) == 2
     assert capsys.readouterr().err == "error: no such split\nhint: its splits are train\n"
     for words, what in (

@@ -122,7 +122,7 @@ def test_chat_reads_lines_until_exit(
     assert "256 positions" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_a_chat_well(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_a_chat_with_exit_code_0(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> str:
         raise KeyboardInterrupt
 

@@ -1,5 +1,7 @@
 """`evaluate` from a cache and a folder to the report, and everything that is refused on the way."""
 
+import gzip
+import json
 import shutil
 import warnings
 from dataclasses import replace
@@ -11,13 +13,16 @@ import transformers
 
 from kdpipe.cache import open_cache
 from kdpipe.pipeline.evaluate import EvalRequest, evaluate
+from kdpipe.pipeline.evaluation import humaneval, sandbox
 from kdpipe.pipeline.evaluation.measure import Evaluator
-from kdpipe.pipeline.evaluation.stored import CONFIG
+from kdpipe.pipeline.evaluation.sandbox import SandboxRefused
+from kdpipe.pipeline.evaluation.stored import CONFIG, load_tasks
 from kdpipe.pipeline.models.precision import PRECISIONS
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_student
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible
 from kdpipe.schemas.progress import SilentProgress
+from kdpipe.schemas.train_report import TaskResults
 from support.corpora import small_tokenizer
 from support.eval_twin import numbers_of, rows_of
 from support.lm_task import local_task
@@ -48,8 +53,8 @@ def requested(folder: Path, cache: str = "cache", name: str = "student", **chang
 def test_a_student_is_measured_on_the_validation_split(folder: Path) -> None:
     report = evaluate(requested(folder), SilentProgress())
     cache = open_cache(folder / "cache", "validation")
-    due = numbers_of(rows_of(student(folder / "student").model, cache, range(len(cache))))
-    for name, value in due.items():
+    expected = numbers_of(rows_of(student(folder / "student").model, cache, range(len(cache))))
+    for name, value in expected.items():
         assert getattr(report, name) == pytest.approx(value, rel=2e-5, abs=2e-5), name
     assert report.kl_teacher_estimate == "unbiased"
     assert report.settings.cache_id == cache.cache_id
@@ -61,7 +66,7 @@ def test_a_student_is_measured_on_the_validation_split(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_teacher_itself_is_as_near_as_draws_let_it_be(folder: Path) -> None:
+def test_the_teacher_has_no_kl_to_itself_beyond_sampling_noise(folder: Path) -> None:
     report = evaluate(requested(folder, name="teacher"), SilentProgress())
     assert report.kl_teacher is not None
     assert abs(report.kl_teacher) < 0.1
@@ -69,9 +74,43 @@ def test_the_teacher_itself_is_as_near_as_draws_let_it_be(folder: Path) -> None:
     assert report.top1_agreement > 0.99
 
 
-def test_another_split_and_a_limit_are_what_they_say(folder: Path) -> None:
+def test_split_and_limit_are_in_the_report(folder: Path) -> None:
     report = evaluate(requested(folder, split="train", limit=3), SilentProgress())
     assert (report.settings.split, report.settings.sequences, report.settings.limit) == ("train", 3, 3)
+
+
+def test_humaneval_is_measured_and_kept_with_the_student_of_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = tmp_path / "problems.jsonl.gz"
+    values = {"task_id": "a", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    lines = [json.dumps(values | {"task_id": str(n), "test": test}) + "\n" for n in range(3)]
+    problems.write_bytes(gzip.compress("".join(lines).encode()))
+    monkeypatch.setattr(humaneval, "problems_file", lambda: problems)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CONFIG).write_text("seed: 0\n")
+    shutil.copytree(folder / "student", tmp_path / "run" / "final")
+    request = requested(folder, name=str(tmp_path / "run"), tasks=("humaneval",), limit=2, unsafe_no_sandbox=True)
+    report = evaluate(request, SilentProgress())
+    assert report.tasks == {"humaneval": {"pass@1": 0.0, "pass@1_stderr": 0.0, "problems": 2.0}}
+    assert load_tasks(tmp_path / "run") == TaskResults(metrics=report.tasks, limits={"humaneval": 2})
+
+
+def test_programs_without_a_sandbox_are_refused_and_so_is_the_switch_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise SandboxRefused("unshare: Operation not permitted")
+
+    monkeypatch.setattr(humaneval, "problems_file", lambda: folder / "problems.jsonl.gz")
+    monkeypatch.setattr(sandbox, "run_test", refuse)
+    with pytest.raises(ConfigError) as caught:
+        evaluate(requested(folder, name="missing", tasks=("humaneval",)), SilentProgress())
+    assert "unshare" in caught.value.message and "--unsafe-no-sandbox" in str(caught.value.hint)
+    with pytest.raises(ConfigError) as caught:
+        evaluate(requested(folder, unsafe_no_sandbox=True), SilentProgress())
+    assert "--unsafe-no-sandbox" in caught.value.message
 
 
 @pytest.mark.slow
@@ -79,12 +118,12 @@ def test_a_run_is_evaluated_as_its_final_student(folder: Path, tmp_path: Path) -
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / CONFIG).write_text("seed: 0\n")
     shutil.copytree(folder / "student", tmp_path / "run" / "final")
-    found = evaluate(requested(folder, name=str(tmp_path / "run")), SilentProgress())
-    assert found.cross_entropy == evaluate(requested(folder), SilentProgress()).cross_entropy
-    assert found.settings.student == str(tmp_path / "run")
+    result = evaluate(requested(folder, name=str(tmp_path / "run")), SilentProgress())
+    assert result.cross_entropy == evaluate(requested(folder), SilentProgress()).cross_entropy
+    assert result.settings.student == str(tmp_path / "run")
 
 
-def test_without_targets_there_are_numbers_of_labels_alone(folder: Path) -> None:
+def test_without_targets_only_metrics_on_labels_are_reported(folder: Path) -> None:
     report = evaluate(requested(folder, cache="bare"), SilentProgress())
     assert report.kl_teacher is report.kl_teacher_estimate is report.top1_agreement is None
     assert report.cross_entropy == pytest.approx(evaluate(requested(folder), SilentProgress()).cross_entropy, rel=1e-6)
@@ -92,7 +131,7 @@ def test_without_targets_there_are_numbers_of_labels_alone(folder: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_lower_bound_is_called_one(folder: Path) -> None:
+def test_a_lower_bound_is_reported_as_one(folder: Path) -> None:
     run(settings_for(folder, out="topk", targets={"kind": "topk", "top_k": 4}))
     report = evaluate(requested(folder, cache="topk"), SilentProgress())
     assert report.kl_teacher_estimate == "lower_bound"
@@ -100,7 +139,7 @@ def test_a_lower_bound_is_called_one(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_unfinished_cache_is_refused_unless_it_is_allowed(folder: Path, tmp_path: Path) -> None:
+def test_an_unfinished_cache_needs_allow_partial(folder: Path, tmp_path: Path) -> None:
     cut = shutil.copytree(folder / "cache", tmp_path / "cut")
     (cut / "index.parquet").unlink()
     n_parts = len(list((cut / "parts").iterdir()))
@@ -122,20 +161,20 @@ def test_damage_is_named_with_its_part_and_file(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: Path) -> None:
+def test_a_missing_split_is_refused_with_the_existing_ones(folder: Path) -> None:
     run(settings_for(folder, out="whole", data={"val_fraction": 0.0}))
     with pytest.raises(ConfigError, match="has no split 'validation'") as caught:
         evaluate(requested(folder, cache="whole"), SilentProgress())
     assert caught.value.hint == "its splits are train"
 
 
-def test_a_student_with_another_tokenizer_does_not_fit(folder: Path, tmp_path: Path) -> None:
+def test_a_student_with_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     other = small_tokenizer(tiny_llama(tmp_path / "other", vocabulary=400), vocabulary=400)
     with pytest.raises(Incompatible, match="tokenizer of student"):
         evaluate(requested(folder, name=str(other)), SilentProgress())
 
 
-def test_a_fresh_student_is_not_measured(folder: Path) -> None:
+def test_a_randomly_initialized_student_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="student tiny is randomly initialized"):
         evaluate(replace(requested(folder), student="tiny"), SilentProgress())
 
@@ -153,7 +192,7 @@ def test_notable_events_are_reported(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_code_of_a_students_own_runs_only_when_trusted(
+def test_remote_code_of_a_student_runs_only_when_trusted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = with_own_code(folder / "student", tmp_path / "own")
@@ -164,7 +203,7 @@ def test_code_of_a_students_own_runs_only_when_trusted(
     assert abs(trusted - plain) > 1e-3
 
 
-def test_a_revision_is_of_the_hub_and_never_of_an_adapter(folder: Path, tmp_path: Path) -> None:
+def test_a_revision_is_for_hub_models_and_not_for_adapters(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no revision v1"):
         evaluate(requested(folder, revision="v1"), SilentProgress())
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "revision": "abc"}')
@@ -173,7 +212,7 @@ def test_a_revision_is_of_the_hub_and_never_of_an_adapter(folder: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_an_adapter_is_measured_in_its_base(folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_evaluated_with_its_base(folder: Path, tmp_path: Path) -> None:
     train_state = student(folder / "student", TokenIds(count=512, longest=96), lora=True)
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -182,14 +221,14 @@ def test_an_adapter_is_measured_in_its_base(folder: Path, tmp_path: Path) -> Non
     save_student(train_state, tmp_path / "run" / "final", {}, "")
     (tmp_path / "run" / CONFIG).write_text("seed: 0\n")
     cache = open_cache(folder / "cache", "validation")
-    due = Evaluator(cache, None, batch_size=8).measure(train_state, PRECISIONS["fp32"])
-    found = evaluate(requested(folder, name=str(tmp_path / "run")), SilentProgress())
-    assert found.cross_entropy == pytest.approx(due.cross_entropy, rel=1e-5)
-    assert found.cross_entropy != pytest.approx(evaluate(requested(folder), SilentProgress()).cross_entropy, rel=1e-3)
+    expected = Evaluator(cache, None, batch_size=8).measure(train_state, PRECISIONS["fp32"])
+    result = evaluate(requested(folder, name=str(tmp_path / "run")), SilentProgress())
+    assert result.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-5)
+    assert result.cross_entropy != pytest.approx(evaluate(requested(folder), SilentProgress()).cross_entropy, rel=1e-3)
 
 
 @pytest.mark.slow
-def test_tasks_stand_beside_the_numbers(folder: Path, tmp_path: Path) -> None:
+def test_task_metrics_are_in_the_report(folder: Path, tmp_path: Path) -> None:
     path, _ = local_task(tmp_path / "task", "mine")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own

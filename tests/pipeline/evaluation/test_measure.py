@@ -57,47 +57,47 @@ def opened(caches: Path, kind: str) -> Cache:
     return open_cache(caches / kind, "train")
 
 
-def close(found: float | None, due: float | None) -> bool:
-    if found is None or due is None:
-        return found is due
-    return math.isclose(found, due, rel_tol=2e-5, abs_tol=2e-5)
+def close(result: float | None, expected: float | None) -> bool:
+    if result is None or expected is None:
+        return result is expected
+    return math.isclose(result, expected, rel_tol=2e-5, abs_tol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ESTIMATES)
-def test_every_number_is_that_of_the_slow_twin(caches: Path, train_state: Student, kind: str) -> None:
+def test_every_metric_equals_that_of_the_slow_twin(caches: Path, train_state: Student, kind: str) -> None:
     cache = opened(caches, kind)
-    found = Evaluator(cache, teacher_head(cache), batch_size=2).measure(train_state, FP32)
+    result = Evaluator(cache, teacher_head(cache), batch_size=2).measure(train_state, FP32)
     rows = rows_of(train_state.model, cache, range(len(cache)))
     if kind == "state-capped":  # the cache's own dense form is at its target temperature, 2
         rows = [replace(row, kl=None) for row in rows]
-        found = found.model_copy(update={"kl_teacher": None, "by_entropy": ()})
-    due = numbers_of(rows)
-    for name, value in due.items():
-        assert close(getattr(found, name), value), (name, getattr(found, name), value)
-    assert found.perplexity is not None
-    assert math.isclose(found.perplexity, math.exp(found.cross_entropy))
-    assert found.kl_teacher_estimate == ESTIMATES[kind]
-    assert (found.cache_id, found.split, found.loss, found.terms) == (cache.cache_id, "train", None, {})
-    check_buckets(found, rows)
-    check_documents(found, rows)
+        result = result.model_copy(update={"kl_teacher": None, "by_entropy": ()})
+    expected = numbers_of(rows)
+    for name, value in expected.items():
+        assert close(getattr(result, name), value), (name, getattr(result, name), value)
+    assert result.perplexity is not None
+    assert math.isclose(result.perplexity, math.exp(result.cross_entropy))
+    assert result.kl_teacher_estimate == ESTIMATES[kind]
+    assert (result.cache_id, result.split, result.loss, result.terms) == (cache.cache_id, "train", None, {})
+    check_buckets(result, rows)
+    check_documents(result, rows)
 
 
-def check_buckets(found: Evaluation, rows: list[Row]) -> None:
+def check_buckets(result: Evaluation, rows: list[Row]) -> None:
     """By the teacher's entropy, between fixed bounds."""
-    if not found.by_entropy:
+    if not result.by_entropy:
         return
-    assert [one.from_nats for one in found.by_entropy] == list(ENTROPY_EDGES)
-    assert sum(one.positions for one in found.by_entropy) == len([row for row in rows if row.entropy is not None])
-    for one in found.by_entropy:
+    assert [one.from_nats for one in result.by_entropy] == list(ENTROPY_EDGES)
+    assert sum(one.positions for one in result.by_entropy) == len([row for row in rows if row.entropy is not None])
+    for one in result.by_entropy:
         high = math.inf if one.to_nats is None else one.to_nats
         own = [row for row in rows if row.entropy is not None and one.from_nats <= max(row.entropy, 0.0) < high]
         for name, value in numbers_of(own).items():
             assert close(getattr(one, name), value), (name, one, value)
 
 
-def check_documents(found: Evaluation, rows: list[Row]) -> None:
+def check_documents(result: Evaluation, rows: list[Row]) -> None:
     """Sums of each document, whatever sequences its pieces are in."""
-    by_document = found.by_document
+    by_document = result.by_document
     assert set(by_document.numbers) == {row.document for row in rows}
     for i, number in enumerate(by_document.numbers):
         own = [row for row in rows if row.document == number]
@@ -109,10 +109,10 @@ def check_documents(found: Evaluation, rows: list[Row]) -> None:
             )
         if by_document.agreed is not None:
             assert by_document.agreed[i] == sum(bool(row.agreed) for row in own)
-    assert sum(by_document.positions) == found.positions == len(rows)
+    assert sum(by_document.positions) == result.positions == len(rows)
 
 
-def test_rows_are_counted_for_the_document_that_they_are_of() -> None:
+def test_rows_count_for_their_own_document() -> None:
     batch = MicroBatch(
         numbers=(0, 1),
         documents=((40, 41, 42), (42,)),
@@ -130,7 +130,7 @@ def test_an_evaluation_reads_one_split(caches: Path) -> None:
         Evaluator(open_cache(caches / "threshold"), None, batch_size=2)
 
 
-def test_batches_and_threads_change_nothing(caches: Path, train_state: Student) -> None:
+def test_results_do_not_depend_on_batches_and_threads(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "threshold")
     one = Evaluator(cache, None, batch_size=1).measure(train_state, FP32)
     other = Evaluator(cache, None, batch_size=5, threads=3).measure(train_state, FP32)
@@ -139,46 +139,46 @@ def test_batches_and_threads_change_nothing(caches: Path, train_state: Student) 
     assert one.top1_agreement == other.top1_agreement
 
 
-def test_a_limit_takes_the_same_sequences_each_time(caches: Path, train_state: Student) -> None:
+def test_a_limit_selects_the_same_sequences_each_time(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "threshold")
     chosen = evaluated_sequences(cache, 1)
     assert chosen == sorted(set(chosen)) == evaluated_sequences(cache, 1)
     assert len(chosen) == 1 < len(cache)
-    found = Evaluator(cache, None, batch_size=2, limit=1).measure(train_state, FP32)
+    result = Evaluator(cache, None, batch_size=2, limit=1).measure(train_state, FP32)
     rows = rows_of(train_state.model, cache, chosen)
-    assert set(found.by_document.numbers) == {row.document for row in rows}
-    assert close(found.cross_entropy, numbers_of(rows)["cross_entropy"])
+    assert set(result.by_document.numbers) == {row.document for row in rows}
+    assert close(result.cross_entropy, numbers_of(rows)["cross_entropy"])
     assert evaluated_sequences(cache, 10_000) == list(range(len(cache)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_the_objective_is_measured_as_training_weighs_it(caches: Path, train_state: Student, batch_size: int) -> None:
+def test_the_objective_has_the_weights_of_training(caches: Path, train_state: Student, batch_size: int) -> None:
     cache = opened(caches, "threshold")
     objective = Objective(HeadLosses(train_state.head, LossOptions()), None, ())
     terms = ActiveTerms(weights={"ce": 0.25, "forward_kl": 0.75}, temperature=1.0)
-    found = Evaluator(cache, None, batch_size=batch_size).measure(
+    result = Evaluator(cache, None, batch_size=batch_size).measure(
         train_state, FP32, TrainingObjective(objective=objective, terms=terms)
     )
-    due = numbers_of(rows_of(train_state.model, cache, range(len(cache))))
-    assert due["cross_entropy"] is not None and due["kl_teacher"] is not None
-    assert found.loss is not None
-    assert math.isclose(found.loss, 0.25 * due["cross_entropy"] + 0.75 * due["kl_teacher"], rel_tol=2e-5)
-    assert set(found.terms) == {"ce", "forward_kl"}
-    assert math.isclose(found.terms["forward_kl"], due["kl_teacher"], rel_tol=2e-5)
+    expected = numbers_of(rows_of(train_state.model, cache, range(len(cache))))
+    assert expected["cross_entropy"] is not None and expected["kl_teacher"] is not None
+    assert result.loss is not None
+    assert math.isclose(result.loss, 0.25 * expected["cross_entropy"] + 0.75 * expected["kl_teacher"], rel_tol=2e-5)
+    assert set(result.terms) == {"ce", "forward_kl"}
+    assert math.isclose(result.terms["forward_kl"], expected["kl_teacher"], rel_tol=2e-5)
 
 
-def test_a_temperature_weighs_its_term_by_its_square(caches: Path, train_state: Student) -> None:
+def test_a_term_is_weighted_by_the_squared_temperature(caches: Path, train_state: Student) -> None:
     cache = opened(caches, "topk")
     objective = Objective(HeadLosses(train_state.head, LossOptions(tail_weight=0.0)), None, ())
     terms = ActiveTerms(weights={"forward_kl": 0.5}, temperature=2.0)
-    found = Evaluator(cache, None, batch_size=2).measure(
+    result = Evaluator(cache, None, batch_size=2).measure(
         train_state, FP32, TrainingObjective(objective=objective, terms=terms)
     )
-    assert found.loss is not None
-    assert math.isclose(found.loss, 0.5 * 4 * found.terms["forward_kl"], rel_tol=1e-6)
+    assert result.loss is not None
+    assert math.isclose(result.loss, 0.5 * 4 * result.terms["forward_kl"], rel_tol=1e-6)
 
 
-def test_the_student_is_left_as_it_was_found(caches: Path, train_state: Student) -> None:
+def test_an_evaluation_leaves_the_student_unchanged(caches: Path, train_state: Student) -> None:
     evaluator = Evaluator(opened(caches, "none"), None, batch_size=2)
     for mode in (True, False):
         train_state.model.train(mode)
@@ -188,7 +188,7 @@ def test_the_student_is_left_as_it_was_found(caches: Path, train_state: Student)
     assert all(parameter.grad is None for parameter in train_state.model.parameters())
 
 
-def test_a_head_that_is_only_called_gives_the_same(
+def test_a_callable_head_gives_the_same_metrics(
     caches: Path, train_state: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = opened(caches, "threshold")
@@ -196,20 +196,20 @@ def test_a_head_that_is_only_called_gives_the_same(
     assert isinstance(train_state.head, Head)
     called = CallableHead(module=train_state.head.module, vocabulary_size=train_state.head.vocabulary_size)
     monkeypatch.setattr(train_state, "head", called)
-    found = Evaluator(cache, None, batch_size=2).measure(train_state, FP32)
-    assert found.kl_teacher == pytest.approx(plain.kl_teacher, rel=1e-5)
-    assert found.by_document.kl_teacher == pytest.approx(plain.by_document.kl_teacher, rel=1e-4)
-    assert found.by_document.agreed == plain.by_document.agreed
+    result = Evaluator(cache, None, batch_size=2).measure(train_state, FP32)
+    assert result.kl_teacher == pytest.approx(plain.kl_teacher, rel=1e-5)
+    assert result.by_document.kl_teacher == pytest.approx(plain.by_document.kl_teacher, rel=1e-4)
+    assert result.by_document.agreed == plain.by_document.agreed
 
 
-def test_half_precision_comes_near(caches: Path, train_state: Student) -> None:
+def test_half_precision_is_close_to_single_precision(caches: Path, train_state: Student) -> None:
     evaluator = Evaluator(opened(caches, "threshold"), None, batch_size=2)
     full, half = evaluator.measure(train_state, FP32), evaluator.measure(train_state, PRECISIONS["bf16"])
     assert half.cross_entropy != full.cross_entropy
     assert math.isclose(half.cross_entropy, full.cross_entropy, rel_tol=0.02)
 
 
-def test_a_broken_student_is_named_with_its_document(caches: Path, tmp_path: Path) -> None:
+def test_metrics_that_are_not_finite_are_refused_with_their_document(caches: Path, tmp_path: Path) -> None:
     broken = student(tiny_llama(tmp_path / "s", vocabulary=300, hidden=32, layers=1), IDS)
     with torch.no_grad():
         broken.model.get_output_embeddings().weight[7] = float("nan")

@@ -19,19 +19,19 @@ from kdpipe.schemas.model import ModelSettings
 from support.evaluations import evaluation, run_folder
 
 
-def test_an_evaluation_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_stored_evaluation_is_loaded_unchanged(tmp_path: Path) -> None:
     measured = evaluation()
     save_evaluation(tmp_path, measured)
     assert load_evaluation(tmp_path) == measured
     save_evaluation(tmp_path, evaluation(step=20))
-    found = load_evaluation(tmp_path)
-    assert found is not None
-    assert found.step == 20
+    result = load_evaluation(tmp_path)
+    assert result is not None
+    assert result.step == 20
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["evaluation.json"]
     assert load_evaluation(tmp_path / "elsewhere") is None
 
 
-def test_an_evaluation_that_fails_to_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_previous_evaluation(tmp_path: Path) -> None:
     save_evaluation(tmp_path, evaluation())
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
@@ -42,7 +42,7 @@ def test_an_evaluation_that_fails_to_be_written_leaves_the_one_before(tmp_path: 
     assert load_evaluation(tmp_path) == evaluation()
 
 
-def test_settings_that_fail_to_be_written_leave_those_before(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_previous_settings(tmp_path: Path) -> None:
     save_settings(tmp_path, {"seed": 1})
     with (
         mock.patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")),
@@ -65,7 +65,7 @@ def test_settings_are_read_by_their_dotted_names(tmp_path: Path) -> None:
     assert load_settings(run) == {"losses.alpha": 0.1, "losses.hidden.pairs": [], "seed": 3}
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config.yaml"):
         load_settings(tmp_path)
     with pytest.raises(ConfigError, match="nowhere does not exist"):

@@ -24,7 +24,7 @@ def test_without_the_library_its_install_line_is_shown(monkeypatch: pytest.Monke
     assert caught.value.hint == "pip install 'kdpipe[eval]'"
 
 
-def test_a_task_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_task_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine.yaml"):
         check_tasks([str(tmp_path / "mine.yaml")])
 
@@ -68,7 +68,7 @@ def test_a_task_file_that_executes_code_is_refused(tmp_path: Path, lines: str) -
 
 
 @pytest.mark.slow
-def test_a_task_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+def test_a_task_file_with_invalid_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("task: [", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine.yaml cannot be read") as caught:
@@ -86,7 +86,7 @@ def model(tmp_path: Path) -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
-def test_a_task_of_ones_own_is_run_as_the_model_answers(
+def test_a_local_task_has_the_accuracy_of_the_model(
     tmp_path: Path,
     model: tuple[Any, Any],
     capfd: pytest.CaptureFixture[str],
@@ -97,10 +97,10 @@ def test_a_task_of_ones_own_is_run_as_the_model_answers(
     check_tasks([str(path)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own
-        found = run_tasks(*model, [str(path)], limit=None, batch_size=2)
+        result = run_tasks(*model, [str(path)], limit=None, batch_size=2)
     hits = [surest(*model, one["question"], one["choices"]) == one["gold"] for one in questions]
-    assert found["mine"]["acc"] == pytest.approx(sum(hits) / len(hits))
-    assert "acc_stderr" in found["mine"]
+    assert result["mine"]["acc"] == pytest.approx(sum(hits) / len(hits))
+    assert "acc_stderr" in result["mine"]
     assert capfd.readouterr().out == ""
     assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
     assert "lm_eval" in sys.modules

@@ -35,6 +35,38 @@ def test_a_batch_has_the_texts_of_its_prompts_alone(tmp_path: Path, family: str)
         assert together == own.generate(PROMPTS, settings, batch_size=2)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), TypeError("no mask"), ValueError("left padding")])
+def test_prompts_are_continued_one_by_one_by_a_model_that_cannot_pad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    own = generator(tmp_path)
+    expected, plain = own.generate(PROMPTS, GREEDY, batch_size=1), TextGenerator._run
+
+    def run(self: TextGenerator, prompts: Any, **options: Any) -> Any:
+        if len(prompts) > 1:
+            raise error
+        return plain(self, prompts, **options)
+
+    monkeypatch.setattr(TextGenerator, "_run", run)
+    assert generator(tmp_path).generate(PROMPTS, GREEDY) == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("too little"), torch.AcceleratorError("lost"), RuntimeError("can't allocate memory")],
+)
+def test_errors_of_the_machine_are_not_taken_for_those_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(TextGenerator, "_run", refuse)
+    with pytest.raises(type(error)) as caught:
+        generator(tmp_path).generate(PROMPTS, GREEDY)
+    assert caught.value is error
+
+
 def test_a_greedy_text_has_the_most_probable_tokens(tmp_path: Path) -> None:
     own = generator(tmp_path)
     own.stops = []
