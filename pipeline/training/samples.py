@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, final
 
+import torch
+
 from kdpipe.cache.durable.files import replace_file, sync_dir, translate_os_errors
 from kdpipe.pipeline.generation.cache_prompts import CachePrompt, cache_prompts
 from kdpipe.pipeline.generation.text_generator import Generated, TextGenerator
@@ -74,7 +76,7 @@ class ValidationSamples:
             with running(self._progress, task), train_state.precision.autocast(train_state.device):
                 return self._generator.generate([prompt.ids for prompt in self._prompts], self._settings)
         except MODEL_ERRORS as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
             self._generator = None
             line = next(iter(str(error).splitlines()), "")
