@@ -6,6 +6,7 @@ library only.
 """
 
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, REMOUNT = 1, 2, 4, 8, 32
 NO_ATIME, NO_DIR_ATIME, BIND, RECURSIVE, PRIVATE, RELATIME = 1 << 10, 1 << 11, 1 << 12, 1 << 14, 1 << 18, 1 << 21
 STATVFS_RELATIME = 1 << 12
 DETACH = 2
+NO_MORE = "no more namespaces are allowed (user.max_user_namespaces)"
 # linux/prctl.h
 END_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -43,7 +45,8 @@ def system(name: str, *arguments: Any) -> None:
     coded = [item.encode() if isinstance(item, str) else item for item in arguments]
     if getattr(library, name)(*coded) == -1:
         number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+        is_limit = name == "unshare" and number == errno.ENOSPC
+        raise OSError(number, f"{name}: {NO_MORE if is_limit else os.strerror(number)}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
