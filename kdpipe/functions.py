@@ -180,7 +180,7 @@ def evaluate(
     progress: bool = True,
     **options: Unpack[EvalKeywords],
 ) -> EvalReport:
-    """Evaluate a student on a cache's held-out split, with lm-eval `tasks` if any are named."""
+    """Evaluate a student on a cache's held-out split, and on `tasks`: humaneval, or those of lm-eval."""
     from kdpipe.pipeline.evaluate import EvalRequest
     from kdpipe.pipeline.evaluate import evaluate as run
 

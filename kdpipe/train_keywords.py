@@ -147,6 +147,8 @@ class EvaluationKeywords(TypedDict, total=False):
     every: int | None
     limit: int | None
     metric: BestMetric | None
+    samples: int
+    sample_tokens: int
 
 
 class CheckpointKeywords(TypedDict, total=False):
@@ -224,6 +226,7 @@ class EvalKeywords(TypedDict, total=False):
     revision: str | None
     trust_remote_code: bool
     tasks: Sequence[str]
+    unsafe_no_sandbox: bool
     allow_partial: bool
     devices: str
     batch_size: int
