@@ -51,6 +51,9 @@ def cache_teacher(
         console.document(report.model_dump(mode="json"))
     else:
         console.answer(page(report, dry_run=dry_run))
+    if report.complete and not json:
+        train = ["train", "--from-cache", report.cache, "--student", "100m", "--out", "runs/first"]
+        console.next_commands([["cache", "inspect", report.cache], train], quiet=quiet)
 
 
 def _run_options(shard: str | None, dry_run: bool, retry_for: float) -> "CaptureOptions":

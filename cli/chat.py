@@ -25,10 +25,11 @@ def chat(
     /reset starts over; /exit, Ctrl-D or Ctrl-C ends the conversation.
     """
     settings = given.settings()
-    from kdpipe.pipeline.chat import Conversation
     from kdpipe.pipeline.sample import loaded_model
 
     with shown_progress() as progress, loaded_model(given.request(), progress) as (generator, record):
+        from kdpipe.pipeline.chat import Conversation
+
         conversation = Conversation(generator, settings, given.model, system)
         progress.message(f"{record.name}: {record.n_parameters:,} parameters in {record.dtype} on {record.device}")
         progress.message("/reset starts over; /exit, Ctrl-D or Ctrl-C ends")

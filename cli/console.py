@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -71,6 +72,12 @@ def reply(report: "Record", page: str, *, as_json: bool) -> None:
 def note(text: str) -> None:
     """Print to stderr."""
     print(_harmless(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def next_commands(commands: Sequence[Sequence[str]], *, quiet: bool) -> None:
+    """Print commands to copy to stderr, one per line."""
+    if not quiet:
+        note("\n".join(["next:", *(f"  kdpipe {shlex.join(words)}" for words in commands)]))
 
 
 def parts(n: int) -> str:

@@ -15,7 +15,7 @@ from kdpipe.cli.sample import last_lines
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.run_report import TrainReport
+    from kdpipe.schemas.run_report import Estimate, TrainReport
 
 
 def train(
@@ -40,17 +40,26 @@ def train(
     Re-run the command to resume.
     """
     settings = train_settings(given)
-    from kdpipe.pipeline.training.completed_run import report_if_finished
+    from kdpipe.pipeline.train import train as run
     from kdpipe.schemas.train_settings import TrainOptions
 
     options = TrainOptions(resume_from=resume_from, overwrite=overwrite, dry_run=dry_run)
     with shown_progress(quiet=quiet) as progress:
-        report = report_if_finished(settings, options, progress)
-        if report is None:
-            from kdpipe.pipeline.train import train as run
-
-            report = run(settings, options, progress)
+        report = run(settings, options, progress)
     console.reply(report, page(report), as_json=json)
+    if report.final is not None and not json:
+        console.next_commands(next_commands(report, settings.cache.path or report.cache), quiet=quiet)
+
+
+def next_commands(report: "TrainReport", cache: str) -> list[list[str]]:
+    """What to do with a finished run; it can be evaluated on what the cache held out."""
+    evaluate = [["eval", "--from-cache", cache, "--student", report.run]] if report.evaluation is not None else []
+    return [
+        *evaluate,
+        ["sample", report.run],
+        ["compare", report.run, "OTHER_RUN"],
+        ["export", report.run, "--to", "hf"],
+    ]
 
 
 def page(report: "TrainReport") -> str:
@@ -59,13 +68,26 @@ def page(report: "TrainReport") -> str:
     if report.samples is not None:
         lines += last_lines(report.samples)
     if report.dry_run is not None:
-        lines.append(
-            f"dry run: OK; the whole run needs about {duration(report.dry_run.seconds)} and "
-            f"{size(report.dry_run.peak_bytes)} of memory"
-        )
+        lines += _dry_run(report.dry_run)
     elif report.final is not None:
         lines.append(f"student: {report.final}")
     return "\n".join(lines)
+
+
+def _dry_run(estimate: "Estimate") -> list[str]:
+    """Shapes of the first micro-batch, learning rates of the first steps, and what the whole run needs."""
+    shapes = [
+        (f"{owner} {name}", " x ".join(f"{n:,}" for n in shape))
+        for owner, shapes in (("student", estimate.student_shapes), ("teacher", estimate.teacher_shapes))
+        for name, shape in shapes.items()
+    ]
+    rates = [
+        (f"step {step.step}", "learning rates " + ", ".join(f"{name} {lr:.3g}" for name, lr in step.rates.items()))
+        for step in estimate.steps
+    ]
+    device = "" if estimate.peak_device_bytes is None else f", {size(estimate.peak_device_bytes)} on the device"
+    needs = f"about {duration(estimate.seconds)} and {size(estimate.peak_bytes)} of memory{device}"
+    return [*console.facts([*shapes, *rates]), f"dry run: OK; the whole run needs {needs}"]
 
 
 def _extent(report: "TrainReport") -> list[Fact]:

@@ -157,16 +157,12 @@ def train(
     resume_from, overwrite = settings.pop("resume_from", None), settings.pop("overwrite", False)
     keywords = {"cache": cache, "student": student, "out": out, **settings}
     resolved = train_settings(_parsed(train_options.FLAGS, TRAIN_GROUPS, keywords, config))
-    from kdpipe.pipeline.training.completed_run import report_if_finished
+    from kdpipe.pipeline.train import train as run
     from kdpipe.schemas.train_settings import TrainOptions
 
     options = TrainOptions(resume_from=_plain(resume_from), overwrite=overwrite, dry_run=dry_run)
     with shown_progress(quiet=not progress) as shown:
-        report = report_if_finished(resolved, options, shown)
-        if report is None:
-            from kdpipe.pipeline.train import train as run
-
-            report = run(resolved, options, shown)
+        report = run(resolved, options, shown)
     return RunResult(report.run, report)
 
 

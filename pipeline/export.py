@@ -1,33 +1,21 @@
 """`kdpipe export`: a run's student as a Hugging Face model folder, in one data type, with adapters merged.
 
-In: a run, or a folder that a run saved. Out: a model folder and an `ExportReport`.
+In: a run, or a folder that a run saved. Out: a model folder and an `ExportReport`. Paths are checked before torch is
+imported.
 """
 
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast, get_args
-
-import torch
-import transformers
 
 from kdpipe.cache.durable.lock import Say, check_free, locked
 from kdpipe.pipeline.evaluation.stored import base_model_of
-from kdpipe.pipeline.models.folders import ADAPTER, FINAL, check_folder
-from kdpipe.pipeline.models.model_info import explained_load_errors, quiet
-from kdpipe.pipeline.models.probe import PROBE_TOKENS, probe_ids
-from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.students.model_card import of_merged
-from kdpipe.pipeline.students.saving import CARD, save_model
-from kdpipe.pipeline.students.verify_saved import check_reload
-from kdpipe.pipeline.tokenizers.tokenizer import FILES, load_tokenizer
+from kdpipe.pipeline.models.folders import ADAPTER, FINAL, check_model_name
 from kdpipe.pipeline.training.run_folder import run_around
 from kdpipe.schemas.choices import DtypeName
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.export_report import ExportReport
 from kdpipe.schemas.progress import Progress, SilentProgress, Task, running
-
-CPU = torch.device("cpu")
 
 
 def export(
@@ -38,8 +26,7 @@ def export(
     trusted: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Load, merge, cast, save, and check by loading again."""
-    quiet()
+    """Export into a new folder, with runs locked that are read or written."""
     if not run.is_dir():
         raise ConfigError(f"no such run: {run}", hint="give the --out directory of kdpipe train")
     folder = run / "export" if out is None else out
@@ -47,49 +34,16 @@ def export(
     with ExitStack() as locks:
         _lock_runs(run, folder, locks, notes.append)
         source = _source(run)
+        base = base_model_of(str(source))
+        check_model_name(base.name or "")
         locks.enter_context(locked(folder, notes.append, beside=True))
-        report = _export_into(folder, source, dtype, trusted, progress or SilentProgress())
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} already exists", hint="delete it, or use another --out")
+        shown = progress or SilentProgress()
+        with running(shown, Task(name="load torch")):
+            from kdpipe.pipeline.students.export_folder import export_student
+        report = export_student(source, base, folder, dtype, trusted, shown)
     return report.model_copy(update={"notes": (*notes, *report.notes)})
-
-
-def _export_into(
-    folder: Path, source: Path, dtype: DtypeName | None, trusted: bool, progress: Progress
-) -> ExportReport:
-    """Write the model folder, which is locked."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} already exists", hint="delete it, or use another --out")
-    is_adapter = (source / ADAPTER).is_file()
-    with running(progress, Task(name="load student")):
-        model: Any = _merged(source, trusted) if is_adapter else _whole(source, trusted)
-    chosen: torch.dtype = getattr(torch, dtype) if dtype is not None else next(model.parameters()).dtype
-    model = model.to(chosen).eval()
-    name = str(chosen).removeprefix("torch.")
-    if name not in get_args(DtypeName):
-        raise ConfigError(f"{source} has weights of type {name}", hint="choose a data type with --dtype")
-    card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
-    card = of_merged(card) if is_adapter else card
-    with running(progress, Task(name="save student")):
-        notes = save_model(model, folder, _tokenizer_files(source), card, replace=False)
-    ids = probe_ids(PROBE_TOKENS, model.config.get_text_config().vocab_size, CPU).tolist()
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    with running(progress, Task(name="check saved student")):
-        difference = check_reload(
-            lambda ids_BT: model(ids_BT, use_cache=False).logits,
-            folder,
-            ids,
-            CPU,
-            n_parameters=n_parameters,
-            trusted=trusted,
-        )
-    return ExportReport(
-        folder=str(folder),
-        dtype=cast(DtypeName, name),
-        parameters=n_parameters,
-        bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        merged=is_adapter,
-        difference=difference,
-        notes=notes,
-    )
 
 
 def _lock_runs(run: Path, folder: Path, locks: ExitStack, say: Say) -> None:
@@ -109,28 +63,3 @@ def _source(run: Path) -> Path:
         if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
             return folder
     raise ConfigError(f"{run} has no student yet: no {FINAL}", hint="run kdpipe train again to finish it")
-
-
-def _whole(source: Path, trusted: bool) -> Any:
-    check_folder(source)
-    with explained_load_errors(str(source)):
-        auto: Any = transformers.AutoModelForCausalLM
-        return auto.from_pretrained(source, dtype="auto", trust_remote_code=trusted)
-
-
-def _merged(source: Path, trusted: bool) -> Any:
-    """Adapter and base merged in float32, so that nothing is rounded before."""
-    lora.check_installed()
-    settings = base_model_of(str(source))
-    name = settings.name or ""
-    with explained_load_errors(name):
-        auto: Any = transformers.AutoModelForCausalLM
-        base = auto.from_pretrained(name, revision=settings.revision, dtype=torch.float32, trust_remote_code=trusted)
-    return lora.merged(source, base)
-
-
-def _tokenizer_files(source: Path) -> dict[str, bytes]:
-    """The student's tokenizer files, if any."""
-    if not any((source / name).is_file() for name in FILES):
-        return {}
-    return load_tokenizer(str(source), chat_template="none").files

@@ -7,22 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdpipe.cache.opening import open_cache
 from kdpipe.pipeline.evaluation.stored import base_model_of, is_run, load_settings, student_folder
 from kdpipe.pipeline.generation.cache_prompts import CachePrompt, cache_prompts, has_ranges
-from kdpipe.pipeline.generation.text_generator import TextGenerator
-from kdpipe.pipeline.models import devices
-from kdpipe.pipeline.models.model_info import read_model_info
-from kdpipe.pipeline.students import lora
-from kdpipe.pipeline.teachers.load_teacher import load_weights
-from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
-from kdpipe.pipeline.tokenizers.tokenizer import has_tokenizer, load_fast
+from kdpipe.pipeline.models.folders import check_model_name
 from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError
+from kdpipe.schemas.model import ModelSettings
 from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
 from kdpipe.schemas.sample_report import Continuation, SampledModel, SampleReport, SamplingSettings, TextSample
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.generation.text_generator import TextGenerator
 
 # Prompts from the validation split where none is given.
 N_PROMPTS = 3
@@ -55,11 +53,16 @@ class Prompt:
     text: str
     document: int | None = None
 
-    def ids(self, generator: TextGenerator) -> list[int]:
+    def ids(self, generator: "TextGenerator") -> list[int]:
         return generator.encode(self.text, add_special_tokens=self.document is None)
 
 
 def sample(request: SampleRequest, progress: Progress) -> SampleReport:
+    for model in request.models:
+        check_model(model)
+    if not request.prompts:
+        _check_is_run(request.models[0].name)
+    progress.message(f"loading {', '.join(model.name for model in request.models)}")
     prompts = [Prompt(text=text) for text in request.prompts]
     notes: tuple[str, ...] = ()
     if not prompts:
@@ -80,11 +83,25 @@ def sample(request: SampleRequest, progress: Progress) -> SampleReport:
     )
 
 
-@contextmanager
-def loaded_model(request: ModelRequest, progress: Progress) -> Iterator[tuple[TextGenerator, SampledModel]]:
-    """A model with its tokenizer, in memory until the end of the block."""
+def check_model(request: ModelRequest) -> tuple[str, ModelSettings]:
+    """The folder or Hub id of a model, and the weights to load: its own, or its adapter's base; missing: an error."""
     folder = student_folder(request.name)
     base = base_model_of(folder)
+    check_model_name(base.name or "")
+    return folder, base
+
+
+@contextmanager
+def loaded_model(request: ModelRequest, progress: Progress) -> Iterator[tuple["TextGenerator", SampledModel]]:
+    """A model with its tokenizer, in memory until the end of the block."""
+    folder, base = check_model(request)
+    with running(progress, Task(name="load torch")):
+        from kdpipe.pipeline.generation.text_generator import TextGenerator
+        from kdpipe.pipeline.models import devices
+        from kdpipe.pipeline.models.model_info import read_model_info
+        from kdpipe.pipeline.students import lora
+        from kdpipe.pipeline.teachers.load_teacher import load_weights
+        from kdpipe.pipeline.tokenizers.tokenizer import has_tokenizer, load_fast
     settings = TeacherSettings(
         name=base.name, revision=request.revision or base.revision, trust_remote_code=request.trust_remote_code
     )
@@ -107,7 +124,7 @@ def loaded_model(request: ModelRequest, progress: Progress) -> Iterator[tuple[Te
 
 
 def _continuations(
-    generator: TextGenerator, name: str, prompts: Sequence[Prompt], settings: SamplingSettings, progress: Progress
+    generator: "TextGenerator", name: str, prompts: Sequence[Prompt], settings: SamplingSettings, progress: Progress
 ) -> list[Continuation]:
     with running(progress, Task(name="sample", unit="prompts", total=len(prompts))):
         generated = generator.generate(
@@ -118,16 +135,21 @@ def _continuations(
     return [Continuation(model=name, text=part.text, n_tokens=len(part.ids), ended=part.ended) for part in generated]
 
 
+def _check_is_run(name: str) -> None:
+    if not is_run(Path(name).expanduser()):
+        raise ConfigError(f"no prompt given, and {name} is not a run", hint="give --prompt TEXT or --prompts FILE")
+
+
 def _validation_prompts(name: str) -> tuple[list[Prompt], tuple[str, ...]]:
     """The starts of validation documents of a run's cache, and a note if documents may be ranges of longer ones."""
     folder = Path(name).expanduser()
-    if not is_run(folder):
-        raise ConfigError(f"no prompt given, and {name} is not a run", hint="give --prompt TEXT or --prompts FILE")
     path = str(load_settings(folder)["cache.path"])
     cache = open_cache(path, allow_partial=True)
     prompts: list[CachePrompt] = []
     if "validation" in cache.split_names:
         prompts = cache_prompts(cache.split("validation"), N_PROMPTS)
+    from kdpipe.pipeline.tokenizers.cached_tokenizer import load_cached_tokenizer
+
     tokenizer = load_cached_tokenizer(cache)[1]
     if not prompts or tokenizer is None:
         missing = "validation documents" if not prompts else "tokenizer"

@@ -16,9 +16,10 @@ from kdpipe.pipeline.losses.exactness import exactness
 from kdpipe.pipeline.losses.terms import LossOptions
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
-from kdpipe.pipeline.students.compatibility import ACROSS, same_tokenizer
+from kdpipe.pipeline.students.compatibility import same_tokenizer
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
+from kdpipe.pipeline.students.student_name import ACROSS
 from kdpipe.pipeline.teachers import backend_of
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import difference

@@ -29,10 +29,27 @@ def find_files(data: str, split: str | None, limits: Limits, hub_split: str = "t
     try:
         return _find(data, split, limits, hub_split)
     except OSError as error:
-        raise ConfigError(
-            f"the data {error.filename or data} cannot be read: {error.strerror}",
-            hint="check its permissions, or select other files with a glob",
-        ) from None
+        raise _unreadable(data, error) from None
+
+
+def _unreadable(data: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the data {error.filename or data} cannot be read: {error.strerror}",
+        hint="check its permissions, or select other files with a glob",
+    )
+
+
+def check_data(data: str) -> None:
+    """Refuse a path that does not exist, without reading anything."""
+    try:
+        if Path(data).expanduser().exists() or has_magic(data) or is_of_hub(data):
+            return
+    except OSError as error:
+        raise _unreadable(data, error) from None
+    raise ConfigError(
+        f"no such data: {data}",
+        hint="expected a file, a directory, a quoted glob, or a Hub data set as OWNER/NAME",
+    )
 
 
 def _find(data: str, split: str | None, limits: Limits, hub_split: str) -> list[RowFile]:
@@ -45,14 +62,10 @@ def _find(data: str, split: str | None, limits: Limits, hub_split: str) -> list[
     if has_magic(data):
         paths = [Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file()]
         return _open_all(paths, _common(paths), split, limits, f"{data}")
-    if is_of_hub(data):
-        from kdpipe.pipeline.documents.hub_datasets import HubRows
+    check_data(data)
+    from kdpipe.pipeline.documents.hub_datasets import HubRows
 
-        return [HubRows(data, split or hub_split)]
-    raise ConfigError(
-        f"no such data: {data}",
-        hint="expected a file, a directory, a quoted glob, or a Hub data set as OWNER/NAME",
-    )
+    return [HubRows(data, split or hub_split)]
 
 
 def is_of_hub(data: str) -> bool:

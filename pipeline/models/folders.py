@@ -37,6 +37,19 @@ def local_folder(name: str) -> Path | None:
     return None
 
 
+def check_model_name(name: str) -> None:
+    """Refuse a path that does not exist and an incomplete folder; a Hub id is looked up later."""
+    try:
+        folder = local_folder(name)
+        if folder is not None:
+            check_folder(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or name} cannot be read: {error.strerror}",
+            hint="check its permissions, or use another model",
+        ) from None
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder without a config, an adapter, and incomplete weights."""
     if not (folder / "config.json").is_file():

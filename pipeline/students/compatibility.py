@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from kdpipe.pipeline.models.folders import local_folder
 from kdpipe.pipeline.students.cache_tokenizer import CacheTokenizer
 from kdpipe.pipeline.students.resolve import ResolvedStudent
+from kdpipe.pipeline.students.student_name import ACROSS
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, has_tokenizer, load_tokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import difference
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest
 from kdpipe.schemas.train_settings import StudentSettings
 
-ACROSS = "use a student of the teacher's family or one with random init; other tokenizers are not supported"
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 

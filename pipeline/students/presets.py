@@ -6,9 +6,10 @@ In: a preset's name, the cache's token ids. Out: a transformers config. At 32,00
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import transformers
+if TYPE_CHECKING:
+    import transformers
 
 LEAST_POSITIONS: Final = 2048
 
@@ -46,7 +47,9 @@ class TokenIds:
         return {"bos_token_id": self.begin, "eos_token_id": self.end, "pad_token_id": self.padding}
 
 
-def preset_config(name: str, ids: TokenIds) -> transformers.LlamaConfig:
+def preset_config(name: str, ids: TokenIds) -> "transformers.LlamaConfig":
+    import transformers
+
     sizes = PRESETS[name]
     return transformers.LlamaConfig(
         vocab_size=ids.count,

@@ -4,7 +4,6 @@ In: `StudentSettings` and the token ids of the cache. Out: a `ResolvedStudent`. 
 JSON file), a model folder and a Hub id, in this order.
 """
 
-import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,15 +13,13 @@ import transformers
 
 from kdpipe.pipeline.models.model_info import ModelInfo, explained_load_errors, model_info_of, quiet, read_model_info
 from kdpipe.pipeline.students.presets import PRESETS, TokenIds, preset_config
+from kdpipe.pipeline.students.student_name import check_student, read_config
 from kdpipe.schemas.choices import StudentSource
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.train_settings import StudentSettings
 
-KNOWN = f"a preset ({', '.join(PRESETS)}), a config.json, a model folder, or a Hub id such as org/name"
 # Unknown keys this similar to a known one count as typos; configs on the Hub have other unknown keys, never read.
 NEARLY = 0.85
-# Names this similar to a preset count as typos; tiny-llama, at 0.57, may be on the Hub.
-ALIKE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +45,14 @@ class ResolvedStudent:
 
 
 def resolve_student(settings: StudentSettings, ids: TokenIds) -> ResolvedStudent:
-    name = settings.name
-    if name is None:
-        raise ConfigError("no student given", hint=f"use --student with {KNOWN}")
+    check_student(settings)
     quiet()
+    name = settings.name or ""
     path = Path(name).expanduser()
     if name in PRESETS:
         return _fresh(name, "preset", preset_config(name, ids), settings, ids)
     if path.is_file():
         return _fresh(name, "config", _config(path, ids), settings, ids)
-    if not path.is_dir():
-        _refuse_typos(name)
     shape = read_model_info(settings)
     if shape.quantized:
         raise ConfigError(
@@ -78,29 +72,14 @@ def _fresh(name: str, kind: StudentSource, config: Any, settings: StudentSetting
     return ResolvedStudent(name=name, kind=kind, shape=model_info_of(name, config), ids=ids)
 
 
-def _refuse_typos(name: str) -> None:
-    """Refuse a name without an owner that resembles a preset, and a config that does not exist."""
-    near = get_close_matches(name.lower(), PRESETS, n=2, cutoff=ALIKE)
-    if name.endswith(".json"):
-        raise ConfigError(f"no such file: {name}", hint="give a config.json with a model_type, or a preset")
-    if near and "/" not in name:
-        raise ConfigError(f"unknown student {name}", hint=f"did you mean {' or '.join(near)}? otherwise use {KNOWN}")
-
-
 def _config(path: Path, ids: TokenIds) -> Any:
     """The config in a file; a missing vocabulary size and special ids are those of the cache."""
-    try:
-        values = json.loads(path.read_bytes(), object_hook=_as_number)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}", hint=f"a student is {KNOWN}") from None
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
-        model_type = f"the model_type {kind}" if isinstance(kind, str) else "no model_type"
-        near = get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=2, cutoff=0.6)
+    values = read_config(path)
+    kind = values["model_type"]
+    if kind not in transformers.CONFIG_MAPPING:
+        near = get_close_matches(kind, list(transformers.CONFIG_MAPPING), n=2, cutoff=0.6)
         raise ConfigError(
-            f"{path} has {model_type}; expected a model type of transformers",
+            f"{path} has the model_type {kind}; expected a model type of transformers",
             hint=f"did you mean {' or '.join(near)}?" if near else 'add one, e.g. "model_type": "llama"',
         )
     values = {key: value for key, value in values.items() if key != "model_type"}
@@ -110,12 +89,6 @@ def _config(path: Path, ids: TokenIds) -> Any:
         values |= {"vocab_size": ids.count, **{key: id for key, id in ids.roles().items() if key not in values}}
     with explained_load_errors(str(path)):
         return mapped.from_dict(values)
-
-
-def _as_number(values: dict[str, Any]) -> Any:
-    """Infinities as transformers writes them; JSON has none."""
-    word = values.get("__float__") if len(values) == 1 else None
-    return float(word) if word in ("Infinity", "-Infinity", "NaN") else values
 
 
 def _check_keys(path: Path, values: dict[str, Any], kind: Any) -> None:

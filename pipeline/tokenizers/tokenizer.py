@@ -16,28 +16,16 @@ from transformers.utils.hub import cached_file, list_repo_templates
 
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER, TokenizerContent, tokenizer_content
 from kdpipe.pipeline.tokenizers.backend_state import differing_section
+from kdpipe.pipeline.tokenizers.vocabulary_file import (
+    FILES,
+    PATTERNS,
+    VOCABULARIES,
+    check_tokenizer_name,
+    folder_has_tokenizer,
+)
 from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
 from kdpipe.schemas.manifest import MAX_VOCABULARY, TOKENIZER_FILE, FileRecord, Tokenizer
 from kdpipe.schemas.strict_json import sha256_hex
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-# Files each of which is sufficient for a tokenizer.
-VOCABULARIES = (*FILES[:1], *FILES[4:10])
-# Further files that belong to a tokenizer.
-PATTERNS = ("*.model", "*.tiktoken", "vocab.*", "additional_chat_templates/*.jinja")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,15 +103,7 @@ def file_records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
 def load_fast(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """Load with transformers, and disable padding and truncation, which must not apply to documents."""
     folder = Path(name).expanduser()
-    try:
-        if folder.is_dir():
-            _check_folder(folder)
-        elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ConfigError(f"{name} is neither a folder nor a Hub id", hint="expected a folder or OWNER/NAME")
-    except OSError as error:
-        raise ConfigError(
-            f"the tokenizer {name} cannot be read: {error.strerror}", hint="check its permissions, or use another"
-        ) from None
+    check_tokenizer_name(name)
     try:
         fast = AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name, revision=revision, trust_remote_code=trust_remote_code
@@ -146,21 +126,8 @@ def has_tokenizer(name: str, revision: str | None = None) -> bool:
     """Whether a folder or a Hub repository has a tokenizer."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return any((folder / file).is_file() for file in VOCABULARIES) or any(
-            next(folder.glob(pattern), None) for pattern in PATTERNS[:2]
-        )
+        return folder_has_tokenizer(folder)
     return any(_hub_file(name, file, revision) is not None for file in VOCABULARIES)
-
-
-def _check_folder(folder: Path) -> None:
-    if has_tokenizer(str(folder)):
-        return
-    names = sorted(entry.name for entry in folder.iterdir())
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
-    raise ConfigError(
-        f"no tokenizer in {folder}: expected tokenizer.json, found {shown}",
-        hint="set --tokenizer to the folder or Hub id of its tokenizer",
-    )
 
 
 def _advice(error: Exception, is_folder: bool) -> str:

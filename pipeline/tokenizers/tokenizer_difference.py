@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
+from kdpipe.pipeline.tokenizers.vocabulary_file import different_ids
 from kdpipe.schemas.capture_settings import TeacherSettings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 
@@ -57,15 +58,9 @@ def _sizes(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
 
 
 def _ids(own: LoadedTokenizer, other: LoadedTokenizer) -> list[str]:
-    """The number of ids with different tokens, and the first of them."""
     mine, theirs = ({id: text for text, id in tokenizer.fast.get_vocab().items()} for tokenizer in (own, other))
-    differing = [id for id in sorted(mine.keys() & theirs.keys()) if mine[id] != theirs[id]]
-    if not differing:
-        return []
-    first = differing[0]
-    return [
-        f"{len(differing):,} ids have other tokens, the first is {first}: {mine[first]!r} instead of {theirs[first]!r}"
-    ]
+    text = different_ids(mine, theirs)
+    return [] if text is None else [text]
 
 
 def teacher_tokenizer_difference(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from kdpipe.cache.durable.files import replace_file, translate_os_errors
-from kdpipe.cache.durable.lock import locked
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.run_cache import open_run_cache
 from kdpipe.pipeline.models.folders import FINAL, weights_sha256
@@ -35,18 +34,10 @@ _MAY_DIFFER: Final = (
 )
 
 
-def report_if_finished(settings: TrainSettings, options: TrainOptions, progress: Progress) -> TrainReport | None:
-    """The report of the run of these settings if it is finished, else None."""
-    if settings.out is None or not (Path(settings.out) / RECORD).is_file():
-        return None
-    with locked(Path(settings.out), progress.message):
-        return finished_report(Path(settings.out), settings, options, progress)
-
-
 def finished_report(
     folder: Path, settings: TrainSettings, options: TrainOptions, progress: Progress
 ) -> TrainReport | None:
-    """The same for a locked folder."""
+    """The report of the run of these settings if it is finished, else None; the folder is locked."""
     if options.overwrite or options.dry_run or options.resume_from is not None:
         return None
     record = load(folder)

@@ -8,8 +8,6 @@ parameters, which interpolates between the sizes that were measured.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import torch
-
 from kdpipe.schemas.choices import OptimizerName
 from kdpipe.schemas.counts import compact
 from kdpipe.schemas.errors import ConfigError
@@ -111,12 +109,10 @@ def reason(given: OptimizerSettings, settled: OptimizerSettings, student: Studen
     )
 
 
-def shares(optimizer: torch.optim.Optimizer) -> str:
-    """The trainable parameters of each group, and its optimizer."""
-    sizes = {
-        (group["optimizer"], group["group"]): sum(parameter.numel() for parameter in group["params"])
-        for group in optimizer.param_groups
-    }
-    total = sum(sizes.values())
-    lines = [f"{by}: {compact(n)} {name} ({n / total:.0%})" for (by, name), n in sizes.items()]
-    return ", ".join(lines)
+def rates_reason(given: OptimizerSettings, student: StudentKind, n_parameters: int) -> str:
+    """Why the learning rates are what they are: set, or the defaults for a student."""
+    names = ["optimizer.lr"] if given.lr is not None else []
+    names += [f"optimizer.rates.{name}" for name in ("matrices", "tables", "vectors") if getattr(given.rates, name)]
+    kind = {"fresh": "random init", "pretrained": "pretrained", "lora": "LoRA"}[student]
+    default = f"default for {kind} with {compact(n_parameters)} parameters"
+    return f"learning rates: {default}" if not names else f"learning rates: {' and '.join(names)} set, others follow"

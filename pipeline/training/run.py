@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.batches.run_cache import open_run_cache
 from kdpipe.pipeline.losses.exactness import SHIFTED, label
 from kdpipe.pipeline.losses.terms import LOGIT_NAMES, ActiveTerms, TermName
 from kdpipe.pipeline.models import devices
@@ -20,13 +19,13 @@ from kdpipe.pipeline.students.cache_tokenizer import read_cache_tokenizer
 from kdpipe.pipeline.students.compatibility import Compatibility, check_compatibility
 from kdpipe.pipeline.students.resolve import ResolvedStudent, resolve_student
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
-from kdpipe.pipeline.training import cache_requirements, memorization, run_folder
+from kdpipe.pipeline.training import run_folder
 from kdpipe.pipeline.training.coarse_targets import check_masses
 from kdpipe.pipeline.training.curriculum import Curriculum
-from kdpipe.pipeline.training.guard import GuardValues, clamp_warnings, resolve
-from kdpipe.pipeline.training.optimizer_defaults import StudentKind, fill_defaults, reason
-from kdpipe.pipeline.training.schedules import StepPlan, make_plan
-from kdpipe.pipeline.training.trackers import check_installed
+from kdpipe.pipeline.training.guard import GuardValues, resolve
+from kdpipe.pipeline.training.optimizer_defaults import StudentKind, fill_defaults, rates_reason, reason
+from kdpipe.pipeline.training.run_inputs import RunInputs, open_inputs
+from kdpipe.pipeline.training.schedules import StepPlan
 from kdpipe.schemas.checkpoint import Best, RunRecord
 from kdpipe.schemas.choices import BestMetric, LossName
 from kdpipe.schemas.progress import Progress
@@ -60,6 +59,7 @@ class Run:
     precision: Precision
     micro_batch_size: int
     optimizer_reason: str
+    rates_reason: str
     metric: BestMetric
 
     def term_name(self, term: TermName, temperature: float) -> str:
@@ -83,24 +83,14 @@ class Run:
         return value > best.value if self.metric in RISING else value < best.value
 
 
-def plan_run(settings: TrainSettings, progress: Progress) -> Run:
-    """Open the cache, resolve the student and fill in defaults; what does not fit together is refused."""
-    check_installed(settings.report_to)
-    cache = open_run_cache(settings.cache, progress, "train")
-    manifest = cache.manifest
-    plan = make_plan(settings, len(cache))
-    curriculum = Curriculum(settings, plan, cache_requirements.default_tail_weight(manifest.targets))
-    cache_requirements.check_targets(settings.losses, curriculum, manifest)
-    validation = open_validation(cache)
-    cache_requirements.check_metric(settings, manifest, validates=validation is not None)
+def plan_run(settings: TrainSettings, progress: Progress, inputs: RunInputs | None = None) -> Run:
+    """Resolve the student and fill in defaults; what does not fit together is refused."""
+    inputs = inputs or open_inputs(settings, progress)
+    cache, curriculum, manifest = inputs.cache, inputs.curriculum, inputs.cache.manifest
     kept = read_cache_tokenizer(cache)
     student = resolve_student(settings.student, kept.ids)
     compatibility = check_compatibility(student, settings.student, kept, manifest)
     device = devices.choose_one(settings.machine.device)
-    clamps = clamp_warnings(settings.guard, manifest.vocabulary_size)
-    memorized = memorization.warnings(plan, curriculum, manifest.targets, cache.n_positions)
-    for text in (*cache_requirements.warnings(settings, curriculum, manifest), *clamps, *memorized):
-        progress.warning(text)
     for text in compatibility.notes:
         progress.message(text)
     check_masses(cache, curriculum, settings.losses.allow_coarse, progress)
@@ -124,17 +114,18 @@ def plan_run(settings: TrainSettings, progress: Progress) -> Run:
             settings=settled, cache_id=run_folder.cache_identity(cache), student=student_identity(student)
         ),
         cache=cache,
-        validation=validation,
+        validation=inputs.validation,
         student=student,
         tokenizer=kept.loaded,
         compatibility=compatibility,
-        plan=plan,
+        plan=inputs.plan,
         curriculum=curriculum,
         guard=guard,
         device=device,
         precision=precision,
         micro_batch_size=micro_batch_size(settings, manifest.plan.sequence_length, device),
         optimizer_reason=reason(settings.optimizer, optimizer, kind, size),
+        rates_reason=rates_reason(settings.optimizer, kind, size),
         metric=metric,
     )
 
@@ -164,11 +155,3 @@ def student_identity(student: ResolvedStudent) -> str:
 def student_kind(settings: TrainSettings, student: ResolvedStudent) -> StudentKind:
     """The kind of student that default optimizer and learning rates depend on."""
     return "fresh" if student.is_fresh else "lora" if settings.student.lora else "pretrained"
-
-
-def open_validation(cache: Cache) -> Cache | None:
-    """The validation split; None if the cache has none or it is empty."""
-    if "validation" not in cache.split_names:
-        return None
-    validation = cache.split("validation")
-    return validation if len(validation) and validation.n_positions else None

@@ -154,7 +154,10 @@ def _every(n: int) -> str:
 
 
 def _shape(schedule: ScheduleSettings, plan: StepPlan) -> str:
-    warmup = f"warm-up over {counted(plan.n_warmup, 'step')}" if plan.n_warmup else "no warm-up"
+    warmup = "no warm-up"
+    if plan.n_warmup:
+        share = plan.n_warmup / plan.n_steps
+        warmup = f"warm-up {plan.n_warmup:,} of {counted(plan.n_steps, 'step')} ({share:.0%})"
     parts = [f"{schedule.kind}: {warmup}"]
     n_constant = plan.decay_from - plan.n_warmup
     if n_constant:

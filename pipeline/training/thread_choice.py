@@ -76,7 +76,7 @@ def seconds_per_pass(
 ) -> dict[int, float]:
     """The shortest time of a forward and backward pass for each number of threads, timed in turns."""
     train_state = replace(train_state, scaler=None)
-    batch, terms = _first_batch(run, train_state), run.curriculum.at(0)
+    batch, terms = first_batch(run, train_state), run.curriculum.at(0)
     seconds: dict[int, list[float]] = {n: [] for n in numbers}
     before = torch.get_num_threads()
     with unchanged(train_state.model, train_state.device):
@@ -133,7 +133,7 @@ def _buffers(module: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]
     return {name: (value, None if value is None else value.detach().clone()) for name, value in module._buffers.items()}
 
 
-def _first_batch(run: Run, train_state: TrainState) -> StepBatch:
+def first_batch(run: Run, train_state: TrainState) -> StepBatch:
     """The first micro-batch of the run."""
     order = train_state.orders[run.curriculum.order_at(0).order]
     size = min(run.micro_batch_size, run.plan.size_of(0))

@@ -18,10 +18,9 @@ from kdpipe.pipeline.losses.objective import Objective
 from kdpipe.pipeline.losses.terms import HIDDEN_NAMES, LOGIT_NAMES
 from kdpipe.pipeline.models import devices
 from kdpipe.pipeline.models.precision import Precision
-from kdpipe.pipeline.students.load_student import description_of, load_student
+from kdpipe.pipeline.students.load_student import load_student
 from kdpipe.pipeline.students.parameter_roles import parameter_roles
 from kdpipe.pipeline.students.student import Student
-from kdpipe.pipeline.training.optimizer_defaults import shares
 from kdpipe.pipeline.training.optimizers import Trainable, make_optimizer
 from kdpipe.pipeline.training.run import Run
 from kdpipe.schemas.progress import Progress, Task, running
@@ -57,7 +56,7 @@ def build_train_state(run: Run, progress: Progress) -> TrainState:
     torch.set_num_threads(devices.n_threads(None if threads == "auto" else threads))
     with running(progress, Task(name="load student")):
         student = load_student(run.student, settings.student, run.precision.name, device, settings.seed)
-    for text in (description_of(student), *student.notes):
+    for text in student.notes:
         progress.message(text)
     hidden = _hidden_objective(run, student)
     wants = _batch_contents(run, hidden)
@@ -65,8 +64,6 @@ def build_train_state(run: Run, progress: Progress) -> TrainState:
     student.model.train()
     head = HeadLosses(student.head, run.curriculum.options, teacher_head(cache))
     optimizer = make_optimizer(settings.optimizer, _trainable(student, hidden))
-    progress.message(f"optimizer   {run.optimizer_reason}")
-    progress.message(f"            {shares(optimizer)}")
     orders: dict[str, Ordering] = {name: ordering(cache, name, settings.seed) for name in run.curriculum.orders}
     scaler = torch.amp.GradScaler(device.type) if run.precision.scaled else None
     # The seed of dropout; a checkpoint restores the states of the generators instead.

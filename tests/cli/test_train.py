@@ -16,7 +16,7 @@ import kdpipe.pipeline
 from kdpipe.cli.flags import Flag
 from kdpipe.cli.main import run
 from kdpipe.cli.train_options import FLAGS
-from kdpipe.schemas.run_report import BestReport, Estimate, TermReport, TrainMemory, TrainReport
+from kdpipe.schemas.run_report import BestReport, DryStep, Estimate, TermReport, TrainMemory, TrainReport
 from kdpipe.schemas.train_settings import TrainOptions, TrainSettings
 
 WORDS = ["train", "--from-cache", "teacher-cache", "--student", "tiny", "--out", "runs/a"]
@@ -222,7 +222,7 @@ def test_someone_follows_on_stderr_alone(handed: dict[str, Any], capsys: pytest.
     settings_of(handed)
     handed["progress"].warning("look here")
     shown = capsys.readouterr()
-    assert shown.err == "warning: look here\n" and "look here" not in shown.out
+    assert shown.err.splitlines()[-1] == "warning: look here" and "look here" not in shown.out
 
 
 def test_json_is_the_report_and_nothing_else(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +253,20 @@ student: runs/a/final
 def test_the_page_reports_results(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     settings_of(handed)
     assert capsys.readouterr().out == PAGE
+
+
+def test_a_finished_run_is_followed_by_commands_to_copy(
+    handed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_of(handed)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "next:"
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["kdpipe", name] for name in ("eval", "sample", "compare", "export")
+    ]
+    assert all("runs/a" in line for line in lines[1:])
+    settings_of(handed, "--quiet")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_page_reports_unusual_events(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,6 +307,25 @@ def test_a_dry_run_estimates_the_whole_run(handed: dict[str, Any], capsys: pytes
     settings_of(handed, "--dry-run")
     reported = capsys.readouterr().out.splitlines()[-1]
     assert reported == "dry run: OK; the whole run needs about 1 h 30 min and 1.5 GB of memory"
+
+
+def test_a_dry_run_shows_shapes_and_learning_rates(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    step = DryStep(step=1, loss=3.0, terms={}, rates={"matrices": 0.01, "tables": 0.1}, gradient_norm=1.0)
+    estimate = Estimate(
+        seconds=1.0,
+        peak_bytes=5,
+        peak_device_bytes=2_000_000_000,
+        steps=(step,),
+        student_shapes={"logits": (1_024, 512)},
+        teacher_shapes={"token ids": (1_024, 25)},
+    )
+    handed["report"] = PLAIN.model_copy(update={"final": None, "dry_run": estimate})
+    settings_of(handed, "--dry-run")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["student", "logits", "1,024", "x", "512"] in lines
+    assert ["teacher", "token", "ids", "1,024", "x", "25"] in lines
+    assert ["step", "1", "learning", "rates", "matrices", "0.01,", "tables", "0.1"] in lines
+    assert lines[-1][-5:] == ["2.0", "GB", "on", "the", "device"]
 
 
 def test_the_table_imports_nothing_heavy() -> None:

@@ -218,7 +218,7 @@ def _make_part_by_another(folder: Path, path: Path) -> None:
         return replace(honest(*args), record=manifest.teacher)  # type: ignore[arg-type]
 
     settings = settings_for(folder, sequences=PARTS, teacher={"name": str(folder / "other")})
-    with mock.patch("kdpipe.pipeline.cache_teacher.open_teacher", forged):
+    with mock.patch("kdpipe.pipeline.capture.capture_run.open_teacher", forged):
         assert run(settings.model_copy(update={"out": str(path)})).parts.made == 1
 
 

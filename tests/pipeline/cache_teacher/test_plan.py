@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.pipeline import plan as module
+from kdpipe.pipeline.capture import plan_estimate
 from kdpipe.pipeline.plan import plan
 from kdpipe.schemas.capture_report import PlanReport
 from kdpipe.schemas.capture_settings import CaptureSettings
@@ -71,7 +71,7 @@ def test_a_plan_prices_a_cache_for_each_other_temperature(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_share_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "worker_settings", lambda settings: [settings] * 3)
+    monkeypatch.setattr(plan_estimate, "worker_settings", lambda settings: [settings] * 3)
     report = plan(settings_for(folder), tokens=1_000_000, probe_seconds=0.1, progress=SilentProgress())
     assert report.probe is not None and report.hours is not None
     alone = sum(report.positions.values()) / report.probe.positions_per_second / 3600

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.cache_teacher import _together, work
+from kdpipe.pipeline.capture.capture_run import _together, work
 from kdpipe.pipeline.capture.part_queue import WorkerShard
 from kdpipe.pipeline.capture.workers import run_workers, worker_settings
 from kdpipe.pipeline.teachers import transformers_backend

@@ -15,6 +15,7 @@ from kdpipe.cache.durable.lock import LOCK
 from kdpipe.cli import main
 from kdpipe.pipeline import export as story
 from kdpipe.pipeline.export import export
+from kdpipe.pipeline.students import export_folder
 from kdpipe.pipeline.training.run_folder import RECORD, run_around
 from kdpipe.schemas.errors import LockHeld
 from kdpipe.schemas.train_settings import TrainSettings
@@ -29,7 +30,7 @@ SHORT = {"run": {"max_steps": 2, "batch_size": 2, "accumulate": 1}, "saving": {"
 
 @pytest.fixture(autouse=True)
 def _same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story, "check_reload", lambda *_, **__: 0.0)
+    monkeypatch.setattr(export_folder, "check_reload", lambda *_, **__: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def export_under_way(source: Path, out: Path | None) -> Iterator[int]:
 
     def work() -> str:
         torch.set_num_threads(1)
-        story.check_reload = wait
+        export_folder.check_reload = wait
         return export(source, out, None).folder
 
     child = Child(work)

@@ -19,8 +19,7 @@ from kdpipe.pipeline.batches.prefetch import StepLoader
 from kdpipe.pipeline.losses import divergences as logit
 from kdpipe.pipeline.losses.hidden.hidden_objective import HiddenObjective
 from kdpipe.pipeline.students.student import Student, StudentStates
-from kdpipe.pipeline.training import loop, train_state
-from kdpipe.pipeline.training import run as run_module
+from kdpipe.pipeline.training import loop, run_inputs, train_state
 from kdpipe.pipeline.training.train_state import TrainState
 from kdpipe.schemas.errors import ConfigError, Interrupted, KdpipeError
 from kdpipe.schemas.train_settings import TrainSettings
@@ -436,7 +435,7 @@ def test_an_overflow_is_handled_by_the_scaler_and_is_no_fault(
         assert built.scaler is not None
         return dataclasses.replace(built, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
 
-    monkeypatch.setattr("kdpipe.pipeline.train.build_train_state", at_a_large_scale)
+    monkeypatch.setattr("kdpipe.pipeline.training.training_run.build_train_state", at_a_large_scale)
     progress = RecordingProgress()
     settings = settings_for(folder, machine={"precision": "fp16"}).model_copy(update={"out": str(tmp_path / "run")})
     report = run(settings, progress)
@@ -464,7 +463,7 @@ def test_a_step_without_trained_positions_changes_nothing(
 
     settings = settings_for(folder, machine={"precision": precision}, run={"max_steps": 2}, saving={"every": 1})
     settings = settings.model_copy(update={"out": str(tmp_path / "run")})
-    monkeypatch.setattr(run_module, "open_validation", lambda _: None)
+    monkeypatch.setattr(run_inputs, "open_validation", lambda _: None)
     monkeypatch.setattr(ahead, "make_batch", without_rows)
     assert run(settings).positions == 0
     first, last = (load_file(path / "model.safetensors") for path in (tmp_path / "run" / "checkpoints").iterdir())

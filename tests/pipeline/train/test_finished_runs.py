@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe.pipeline import train as story
+from kdpipe.pipeline.training import training_run
 from kdpipe.pipeline.training.completed_run import RECORD
 from kdpipe.schemas.errors import ConfigError, KdpipeError
 from kdpipe.schemas.run_report import TrainReport
@@ -20,11 +20,11 @@ from support.stage_two import RecordingProgress, contents, run, settings_for, we
 SHAPE: dict[str, Any] = {"run": {"max_steps": 2, "batch_size": 2, "accumulate": 1}, "evaluation": {"limit": 1}}
 AGAIN = """
 import sys
-from kdpipe.pipeline.training.completed_run import report_if_finished
+from kdpipe.pipeline.train import train
 from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_settings import TrainSettings, TrainOptions
 settings = TrainSettings.model_validate_json(sys.argv[1])
-report = report_if_finished(settings, TrainOptions(), SilentProgress())
+report = train(settings, TrainOptions(), SilentProgress())
 assert not {"torch", "transformers"} & sys.modules.keys()
 print(report.model_dump_json())
 """
@@ -48,7 +48,7 @@ def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object) -> None:
         raise AssertionError("a finished run was prepared")
 
-    monkeypatch.setattr(story, "plan_run", reached)
+    monkeypatch.setattr(training_run, "plan_run", reached)
 
 
 @pytest.mark.usefixtures("no_look")

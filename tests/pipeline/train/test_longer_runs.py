@@ -15,8 +15,7 @@ import torch
 from kdpipe.cli.flags import ParsedFlags
 from kdpipe.cli.load_settings import train_settings
 from kdpipe.cli.train_options import FLAGS
-from kdpipe.pipeline import train as story
-from kdpipe.pipeline.training import checkpoints, longer_run, run_folder
+from kdpipe.pipeline.training import checkpoints, longer_run, run_folder, training_run
 from kdpipe.schemas.errors import ConfigError, Interrupted
 from kdpipe.schemas.train_rules import applicable
 from kdpipe.schemas.train_settings import TrainSettings
@@ -289,7 +288,7 @@ def test_steps_are_compared_only_up_to_the_newest_checkpoint(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(longer_run._RunSteps, "step", counted)
-    monkeypatch.setattr(story, "build_train_state", enough)
+    monkeypatch.setattr(training_run, "build_train_state", enough)
     with pytest.raises(KeyboardInterrupt):
         run(shaped(folder, copied(fallen, tmp_path), 1_000_000, **WSD))
     assert seen and max(seen) < 5

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cache.transfer.copying import copy_cache
-from kdpipe.pipeline import export as exporting
 from kdpipe.pipeline.export import export
 from kdpipe.pipeline.export_cache import export_cache
+from kdpipe.pipeline.students import export_folder
 from kdpipe.schemas.interop import ExportSettings
 from kdpipe.schemas.progress import SilentProgress
 from support import tiny
@@ -44,7 +44,7 @@ def due(folder: Path, umask: int) -> dict[str, int]:
 def test_runs_and_exports_respect_the_umask(
     folder: Path, tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "check_reload", lambda *_, **__: 0.0)
+    monkeypatch.setattr(export_folder, "check_reload", lambda *_, **__: 0.0)
     settings = settings_for(folder, run={"max_steps": 1, "batch_size": 2}, evaluation={"limit": 1})
     run(settings.model_copy(update={"out": str(tmp_path / "run")}))
     export(tmp_path / "run", tmp_path / "student", None)

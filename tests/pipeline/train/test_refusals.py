@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe.pipeline.training import loop
-from kdpipe.pipeline.training import run as run_module
+from kdpipe.pipeline.training import loop, run_inputs
 from kdpipe.schemas.errors import ConfigError, Incompatible, KdpipeError
 from support.stage_two import losses, make_cache, run, settings_for
 
@@ -96,7 +95,7 @@ def test_settings_that_need_targets_are_refused_for_a_cache_of_tokens(
 
 
 def test_saving_the_best_needs_a_validation_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "open_validation", lambda _: None)
+    monkeypatch.setattr(run_inputs, "open_validation", lambda _: None)
     with pytest.raises(ConfigError, match=r"saving\.final is best.*validation split") as refused:
         run(settings_for(folder, "never", saving={"final": "best"}))
     assert "--val-fraction" in str(refused.value.hint)

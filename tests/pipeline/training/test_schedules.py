@@ -147,7 +147,7 @@ def test_the_plan_is_printed() -> None:
     assert lines(schedule, make_plan(settings, 1001)) == [
         "data        3,003 sequences, 3 epochs of 1,001",
         "steps       376 optimizer steps, the last with 3: 4 per batch x 2 batches = 8 sequences per step",
-        "schedule    wsd: warm-up over 38 steps, constant for 263, decay to 0 of the peak over 75",
+        "schedule    wsd: warm-up 38 of 376 steps (10%), constant for 263, decay to 0 of the peak over 75",
         "evaluation  every 37 steps and at the end",
         "checkpoints every 37 steps, at step 301 before the decay, and at the end",
     ]
@@ -159,7 +159,7 @@ def test_the_plan_is_printed() -> None:
     assert lines(few, plan_of(few, RunSettings(max_steps=9, batch_size=1), n=9)) == [
         "data        9 sequences, 1 epoch of 9",
         "steps       9 optimizer steps: 1 per batch x 1 batch = 1 sequence per step",
-        "schedule    linear: warm-up over 1 step, decay to 0 of the peak over 8",
+        "schedule    linear: warm-up 1 of 9 steps (11%), decay to 0 of the peak over 8",
         "evaluation  every step and at the end",
         "checkpoints every step and at the end",
     ]
