@@ -49,8 +49,11 @@ $(NEWEST_STAMP): pyproject.toml requirements-newest.txt
 	$(NEWEST_PIP) --no-deps --no-build-isolation --editable .; \
 	touch $@
 
-wheel: setup
-	$(BIN)/python -m build --no-isolation --outdir dist
+wheel:
+	rm -rf build
+	$(PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+	@ls dist/kdpipe-*.whl
 
 demo: setup
 	$(BIN)/kdpipe demo --out runs/demo
