@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cli.progress import SECONDS_BETWEEN_LINES, Line, Log, Notebook, QuietProgress, ShownProgress, shown_progress
+from kdpipe.cli.progress import (
+    SECONDS_BETWEEN_LINES,
+    Line,
+    Log,
+    Notebook,
+    QuietProgress,
+    ShownProgress,
+    hidden_messages,
+    shown_progress,
+)
 from kdpipe.schemas.progress import Task, TaskUpdate
 from support.terminal import on_a_terminal, screen
 
@@ -229,3 +238,15 @@ def test_no_color_leaves_the_bar_and_plain_messages(tmp_path: Path, monkeypatch:
     _, err, code = on_a_terminal(PROGRAM.replace("STOP", "pass"), tmp_path, columns=80)
     assert code == 0 and "\u2588" in err
     assert [line for line in screen(err) if line][-2:] == ["warning: look here", "    step   val loss"]
+
+
+def test_messages_can_be_hidden_while_bars_and_warnings_stay() -> None:
+    canvas = Canvas()
+    with hidden_messages():
+        progress = ShownProgress(canvas, Clock())
+        progress.message("a message")
+        progress.begin(Task(name="train", unit="steps", total=10, note="a note"))
+        progress.warning("look here")
+        assert canvas.at(80).startswith("train ")
+    ShownProgress(canvas, Clock()).message("later")
+    assert canvas.printed == ["warning: look here", "later"]
