@@ -57,21 +57,21 @@ def demo(
     Trains a small teacher, caches its predictions, trains one student on them and one on the text alone, and compares
     the two. Re-run the command to resume.
     """
-    from kdpipe.pipeline.demo import begin, shown
+    from kdpipe.pipeline.demo import load_results, prepare
 
-    place = begin(out, steps)
-    commands = list(stages(place, devices))
-    _write_script(place.script, commands)
+    paths = prepare(out, steps)
+    commands = list(stages(paths, devices))
+    _write_script(paths.script, commands)
     console.note(f"A teacher of 0.5 M parameters and two students, {steps} steps each, in {out}.")
-    console.note(f"This takes a few minutes on a CPU. The commands are in {place.script}.")
+    console.note(f"This takes a few minutes on a CPU. The commands are in {paths.script}.")
     for number, stage in enumerate(commands, 1):
         console.note(f"\n== {number}. {stage.purpose}" if verbose else f"{number:>2}. {stage.purpose}")
         if code := (_run_shown if verbose else _run_briefly)(context.obj, stage):
             if code == Interrupted.exit_code:
-                console.note(f"resume the demo with: kdpipe {shlex.join(resume_command(place, devices))}")
+                console.note(f"resume the demo with: kdpipe {shlex.join(resume_command(paths, devices))}")
             raise typer.Exit(code)
     console.note("\n== sample continuations" if verbose else "")
-    console.answer(page(place, shown(place), verbose=verbose))
+    console.answer(page(paths, load_results(paths), verbose=verbose))
 
 
 def _run_shown(run: Callable[[list[str]], int], stage: Stage) -> int:
@@ -104,13 +104,13 @@ def _write_script(path: Path, commands: list[Stage]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def resume_command(place: "DemoPaths", devices: str = "auto") -> list[str]:
-    return ["demo", "--out", str(place.out), "--steps", str(place.steps), *_on(devices)]
+def resume_command(paths: "DemoPaths", devices: str = "auto") -> list[str]:
+    return ["demo", "--out", str(paths.out), "--steps", str(paths.steps), *_on(devices)]
 
 
-def stages(place: "DemoPaths", devices: str = "auto") -> Iterator[Stage]:
+def stages(paths: "DemoPaths", devices: str = "auto") -> Iterator[Stage]:
     """The commands in order."""
-    for stage in _stages(place):
+    for stage in _stages(paths):
         has_devices = stage.words[0] in COMPUTE or "--against" in stage.words
         yield replace(stage, words=stage.words + _on(devices)) if has_devices else stage
 
@@ -119,14 +119,14 @@ def _on(devices: str) -> list[str]:
     return [] if devices == "auto" else ["--devices", devices]
 
 
-def _stages(place: "DemoPaths") -> Iterator[Stage]:
-    cut = ["--data", str(place.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
-    teacher = ["--teacher", str(place.teacher), *cut]
-    cache = ["--from-cache", str(place.cache)]
-    tokens = ["--targets", "none", "--tokenizer", str(place.tokenizer), *cut, "--out", str(place.tokens)]
+def _stages(paths: "DemoPaths") -> Iterator[Stage]:
+    cut = ["--data", str(paths.corpus), "--seq-len", "256", "--val-fraction", "0.3"]
+    teacher = ["--teacher", str(paths.teacher), *cut]
+    cache = ["--from-cache", str(paths.cache)]
+    tokens = ["--targets", "none", "--tokenizer", str(paths.tokenizer), *cut, "--out", str(paths.tokens)]
     yield Stage(purpose="tokenize the text (no teacher yet)", words=["cache-teacher", *tokens], result=_cached)
-    from_tokens = ["--from-cache", str(place.tokens), "--student", str(place.teacher_config)]
-    yield _train(place, "train a small teacher", place.teacher_run, "output", from_tokens)
+    from_tokens = ["--from-cache", str(paths.tokens), "--student", str(paths.teacher_config)]
+    yield _train(paths, "train a small teacher", paths.teacher_run, "output", from_tokens)
     yield Stage(
         purpose="estimate the size of its cache",
         words=["plan", *teacher],
@@ -134,32 +134,32 @@ def _stages(place: "DemoPaths") -> Iterator[Stage]:
     )
     yield Stage(
         purpose="run the teacher once and cache its predictions",
-        words=["cache-teacher", *teacher, "--out", str(place.cache)],
+        words=["cache-teacher", *teacher, "--out", str(paths.cache)],
         result=_cached,
     )
-    against = ["--level", "deep", "--against", str(place.teacher)]
+    against = ["--level", "deep", "--against", str(paths.teacher)]
     yield Stage(
         purpose="verify the cache against the teacher",
-        words=["cache", "verify", str(place.cache), *against],
+        words=["cache", "verify", str(paths.cache), *against],
         result=lambda report: f"all checks passed: {size(report['bytes'])}",
     )
-    yield Stage(purpose="inspect the cache", words=["cache", "inspect", str(place.cache)], result=_fidelity)
+    yield Stage(purpose="inspect the cache", words=["cache", "inspect", str(paths.cache)], result=_fidelity)
     tiny = [*cache, "--student", "tiny"]
-    yield _train(place, "train a student on the text alone", place.labels, "output", tiny)
+    yield _train(paths, "train a student on the text alone", paths.labels, "output", tiny)
     equal = "train an equal student on the cache, without the teacher"
-    yield _train(place, equal, place.distilled, "hybrid", tiny)
-    for run in (place.labels, place.distilled):
+    yield _train(paths, equal, paths.distilled, "hybrid", tiny)
+    for run in (paths.labels, paths.distilled):
         yield Stage(purpose=f"evaluate the student {run.name}", words=["eval", *cache, "--student", str(run)])
     yield Stage(
         purpose="compare the two students",
-        words=["compare", str(place.labels), str(place.distilled)],
+        words=["compare", str(paths.labels), str(paths.distilled)],
         result=_compared,
     )
 
 
-def _train(place: "DemoPaths", purpose: str, run: Path, mode: str, student: list[str]) -> Stage:
-    evaluate = f"evaluation.every={max(1, place.steps // 3)}"
-    length = ["--max-steps", str(place.steps), *SMALL, "--set", evaluate]
+def _train(paths: "DemoPaths", purpose: str, run: Path, mode: str, student: list[str]) -> Stage:
+    evaluate = f"evaluation.every={max(1, paths.steps // 3)}"
+    length = ["--max-steps", str(paths.steps), *SMALL, "--set", evaluate]
     return Stage(
         purpose=purpose, words=["train", *student, "--mode", mode, "--out", str(run), *length], result=_trained
     )
@@ -192,7 +192,7 @@ def _compared(report: Report) -> str:
     return f"distilled instead of labels: {', '.join(parts)}"
 
 
-def page(place: "DemoPaths", result: "DemoResult", *, verbose: bool) -> str:
+def page(paths: "DemoPaths", result: "DemoResult", *, verbose: bool) -> str:
     """Sample texts, metrics, files, and the commands for a model and text of one's own."""
     texts = {name: " ".join(text.split()) for name, text in result.texts.items()}
     if not verbose:
@@ -206,7 +206,7 @@ def page(place: "DemoPaths", result: "DemoResult", *, verbose: bool) -> str:
         "",
     ]
     if verbose:
-        lines += [f"files in {place.out}:"]
+        lines += [f"files in {paths.out}:"]
         lines += [f"{size(n_bytes):>12}  {path}" for path, n_bytes in result.n_bytes.items()]
         lines += [""]
     lines += ["with your own model and text:", *(f"  kdpipe {shlex.join(words)}" for words in NEXT)]

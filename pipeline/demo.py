@@ -92,25 +92,25 @@ class DemoResult:
     n_bytes: dict[Path, int]
 
 
-def begin(out: Path, steps: int) -> DemoPaths:
+def prepare(out: Path, steps: int) -> DemoPaths:
     """Make the inputs of the commands unless they exist; a folder of something else is refused."""
-    place = DemoPaths(out=out, steps=steps)
-    _claim(out / "demo.json", steps)
-    if not place.corpus.is_file():
-        write_corpus(place.corpus, documents())
-    if not place.tokenizer.is_dir():
-        make_tokenizer(place.corpus, place.tokenizer, TEACHER)
-    if not place.teacher_config.is_file():
-        write_text(place.teacher_config, json.dumps({"model_type": "llama", **shape(TEACHER)}, indent=2) + "\n")
-    return place
+    paths = DemoPaths(out=out, steps=steps)
+    _claim_folder(out / "demo.json", steps)
+    if not paths.corpus.is_file():
+        write_corpus(paths.corpus, documents())
+    if not paths.tokenizer.is_dir():
+        make_tokenizer(paths.corpus, paths.tokenizer, TEACHER)
+    if not paths.teacher_config.is_file():
+        write_text(paths.teacher_config, json.dumps({"model_type": "llama", **shape(TEACHER)}, indent=2) + "\n")
+    return paths
 
 
-def _claim(record: Path, steps: int) -> None:
+def _claim_folder(marker: Path, steps: int) -> None:
     """Mark a new or empty folder as a demo, or check that the demo in it has as many steps."""
-    out = record.parent
+    out = marker.parent
     out.mkdir(parents=True, exist_ok=True)
-    if record.is_file():
-        started = parse(record.read_bytes(), str(record)).get("steps")
+    if marker.is_file():
+        started = parse(marker.read_bytes(), str(marker)).get("steps")
         if started != steps:
             raise ConfigError(
                 f"{out} holds a demo of {started} steps, not of {steps}",
@@ -119,25 +119,25 @@ def _claim(record: Path, steps: int) -> None:
         return
     if any(path.suffix != ".tmp" for path in out.iterdir()):
         raise ConfigError(f"{out} is neither empty nor a demo of this version", hint="give another --out")
-    write_text(record, json.dumps({"steps": steps}) + "\n")
+    write_text(marker, json.dumps({"steps": steps}) + "\n")
 
 
-def shown(place: DemoPaths) -> DemoResult:
+def load_results(paths: DemoPaths) -> DemoResult:
     """Read the results of the commands, and generate sample texts."""
-    evaluations = {name: load_evaluation(run) for name, run in place.runs.items()}
-    models = tuple(ModelRequest(name=str(run), devices="cpu") for run in place.runs.values())
+    evaluations = {name: load_evaluation(run) for name, run in paths.runs.items()}
+    models = tuple(ModelRequest(name=str(run), devices="cpu") for run in paths.runs.values())
     sampling = SamplingSettings(max_new_tokens=SAMPLE_TOKENS)
     report = sample(SampleRequest(models=models, settings=sampling, prompts=(PROMPT,)), SilentProgress())
     texts = [part.text for part in report.samples[0].continuations]
-    paths = (place.corpus, place.tokenizer, place.tokens, place.teacher, place.cache, place.labels, place.distilled)
+    outputs = (paths.corpus, paths.tokenizer, paths.tokens, paths.teacher, paths.cache, paths.labels, paths.distilled)
     return DemoResult(
         prompt=PROMPT,
         evaluations={name: last for name, last in evaluations.items() if last is not None},
-        texts=dict(zip(place.runs, texts, strict=True)),
-        n_bytes={path: _size(path) for path in paths},
+        texts=dict(zip(paths.runs, texts, strict=True)),
+        n_bytes={path: _n_bytes(path) for path in outputs},
     )
 
 
-def _size(path: Path) -> int:
+def _n_bytes(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""What `kdpipe demo` types, shows and passes on; the commands themselves are played here."""
+"""What `kdpipe demo` runs and shows; the commands themselves are replaced here."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ REPORTS: dict[str, Any] = {
 }
 
 
-def shown(place: DemoPaths) -> DemoResult:
+def results(paths: DemoPaths) -> DemoResult:
     """A demo that went well."""
     texts = {"teacher": "walk over\n  a list", "labels": "wolk ovr " * 20, "distilled": "walk ower a lost"}
     return DemoResult(
@@ -41,7 +41,7 @@ def shown(place: DemoPaths) -> DemoResult:
             "distilled": evaluation(kl_teacher=(10.0, 9.0, 9.5, 9.9)),
         },
         texts=texts,
-        n_bytes={place.corpus: 465_000, place.cache: 5_100_000},
+        n_bytes={paths.corpus: 465_000, paths.cache: 5_100_000},
     )
 
 
@@ -61,7 +61,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[list[str
             return code if len(seen) == number else 0
 
         monkeypatch.setattr(main, "run", run)
-        monkeypatch.setattr(demo, "shown", shown)
+        monkeypatch.setattr(demo, "load_results", results)
         return seen
 
     return play
@@ -74,9 +74,9 @@ def test_the_commands_shown_are_those_run_and_the_end_reports_results(
     assert main.run(["demo", "--out", str(out), "--steps", "7", "--verbose"]) == 0
     messages = capsys.readouterr()
     assert [shlex.split(line) for line in re.findall(r"^\$ kdpipe (.*)$", messages.err, re.MULTILINE)] == seen
-    place = DemoPaths(out=out, steps=7)
-    assert [stage.words for stage in stages(place)] == seen
-    assert messages.out.endswith(f"{page(place, shown(place), verbose=True)}\n")
+    paths = DemoPaths(out=out, steps=7)
+    assert [stage.words for stage in stages(paths)] == seen
+    assert messages.out.endswith(f"{page(paths, results(paths), verbose=True)}\n")
 
 
 def test_a_demo_fits_two_screens_of_80_columns(
@@ -93,8 +93,8 @@ def test_a_demo_fits_two_screens_of_80_columns(
     lines = [*messages.err.splitlines(), *messages.out.splitlines()]
     assert len(lines) + SAMPLE_LINES <= 48
     assert max(map(len, lines)) <= 80, max(lines, key=len)
-    place = DemoPaths(out=Path("runs/demo"), steps=300)
-    assert seen == [[*stage.words, "--json"] for stage in stages(place)]
+    paths = DemoPaths(out=Path("runs/demo"), steps=300)
+    assert seen == [[*stage.words, "--json"] for stage in stages(paths)]
     results = {line.strip() for line in messages.err.splitlines()}
     assert "215,670 positions, 23.4 bytes per position" in results
     assert "125,248 parameters, 300 steps, validation CE 3.010" in results
@@ -108,30 +108,30 @@ def test_the_commands_are_a_script(
         typed(0, 0)
         monkeypatch.setenv("PATH", path)
         assert main.run(["demo", "--out", str(tmp_path / "out")]) == 0
-        place = DemoPaths(out=tmp_path / "out", steps=300)
-        script = place.script.read_text(encoding="utf-8")
+        paths = DemoPaths(out=tmp_path / "out", steps=300)
+        script = paths.script.read_text(encoding="utf-8")
         commands = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("kdpipe ")]
-        assert commands == [stage.words for stage in stages(place)]
+        assert commands == [stage.words for stage in stages(paths)]
         assert (f'PATH="{Path(sys.executable).parent}:$PATH"' in script) != is_on_path
 
 
 def test_every_command_that_a_demo_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = DemoPaths(out=tmp_path, steps=7)
-    every = [*(stage.words for stage in stages(place)), *NEXT]
+    paths = DemoPaths(out=tmp_path, steps=7)
+    every = [*(stage.words for stage in stages(paths)), *NEXT]
     assert [words for words in every if real([*words, "--help"])] == []
     assert real([*NEXT[0], "--no-such-option", "x", "--help"]) == 2, "a wrong one would be noticed"
-    shown_next = re.findall(r"^  kdpipe (.*)$", page(place, shown(place), verbose=False), re.M)
+    shown_next = re.findall(r"^  kdpipe (.*)$", page(paths, results(paths), verbose=False), re.M)
     assert [shlex.split(line) for line in shown_next] == list(NEXT)
     capsys.readouterr()
 
 
-def test_both_students_learn_for_equally_long_and_differ_in_the_mode_alone(tmp_path: Path) -> None:
-    place = DemoPaths(out=tmp_path, steps=9)
-    commands = [stage.words for stage in stages(place)]
+def test_both_students_are_trained_for_equally_many_steps_and_differ_in_the_mode_alone(tmp_path: Path) -> None:
+    paths = DemoPaths(out=tmp_path, steps=9)
+    commands = [stage.words for stage in stages(paths)]
     runs = {words[words.index("--out") + 1]: words for words in commands if words[0] == "train"}
-    labels, distilled = runs[str(place.labels)], runs[str(place.distilled)]
+    labels, distilled = runs[str(paths.labels)], runs[str(paths.distilled)]
     differing = {(one, other) for one, other in zip(labels, distilled, strict=True) if one != other}
-    assert differing == {("output", "hybrid"), (str(place.labels), str(place.distilled))}
+    assert differing == {("output", "hybrid"), (str(paths.labels), str(paths.distilled))}
     for words in runs.values():
         assert words[words.index("--max-steps") + 1] == "9"
         assert "evaluation.every=3" in words
@@ -168,8 +168,8 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
 
 
 def test_the_page_has_texts_numbers_sizes_and_honest_words(tmp_path: Path) -> None:
-    place = DemoPaths(out=Path("runs/demo"), steps=7)
-    reported = page(place, shown(place), verbose=True)
+    paths = DemoPaths(out=Path("runs/demo"), steps=7)
+    reported = page(paths, results(paths), verbose=True)
     assert reported.startswith(
         "  prompt     The loop is used to ...\n  teacher    walk over a list\n  labels     wolk ovr wolk"
     )

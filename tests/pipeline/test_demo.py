@@ -1,4 +1,4 @@
-"""The demo: the whole main job in one command, which resumes where it was stopped."""
+"""The demo runs both stages in one command, and resumes after an interruption."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from kdpipe.cache.verify import verify_cache
 from kdpipe.cli import main
-from kdpipe.pipeline.demo import begin
+from kdpipe.pipeline.demo import prepare
 from kdpipe.pipeline.small_teacher import TeacherSizes, documents, make_teacher, write_corpus
 from kdpipe.pipeline.students.transformers4 import tokenizer_note
 from kdpipe.pipeline.training import checkpoints
@@ -23,31 +23,31 @@ STEPS = "12"
 
 
 def test_what_the_commands_start_from_is_made_once(tmp_path: Path) -> None:
-    place = begin(tmp_path / "demo", 3)
-    assert json.loads(place.teacher_config.read_text())["model_type"] == "llama"
-    assert len(place.corpus.read_text().splitlines()) > 50
-    before = {path: path.stat().st_ino for path in place.out.rglob("*")}
-    assert begin(tmp_path / "demo", 3) == place
-    assert {path: path.stat().st_ino for path in place.out.rglob("*")} == before
+    paths = prepare(tmp_path / "demo", 3)
+    assert json.loads(paths.teacher_config.read_text())["model_type"] == "llama"
+    assert len(paths.corpus.read_text().splitlines()) > 50
+    before = {path: path.stat().st_ino for path in paths.out.rglob("*")}
+    assert prepare(tmp_path / "demo", 3) == paths
+    assert {path: path.stat().st_ino for path in paths.out.rglob("*")} == before
 
 
 def test_a_demo_of_other_steps_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
-    begin(tmp_path / "demo", 3)
+    prepare(tmp_path / "demo", 3)
     with pytest.raises(ConfigError, match=r"demo holds a demo of 3 steps, not of 4") as caught:
-        begin(tmp_path / "demo", 4)
+        prepare(tmp_path / "demo", 4)
     assert caught.value.hint == "give --steps 3 to resume it, or another --out"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"other is neither empty nor a demo") as caught:
-        begin(tmp_path / "other", 4)
+        prepare(tmp_path / "other", 4)
     assert caught.value.hint == "give another --out"
 
 
 def test_a_beginning_that_was_cut_short_is_made_good(tmp_path: Path) -> None:
     (tmp_path / "demo.json.tmp").write_text("{")
     (tmp_path / "tokenizer.tmp").mkdir()
-    place = begin(tmp_path, 3)
-    assert (place.tokenizer / "tokenizer.json").is_file()
+    paths = prepare(tmp_path, 3)
+    assert (paths.tokenizer / "tokenizer.json").is_file()
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -121,5 +121,5 @@ def test_a_demo_stopped_in_any_stage_resumes_and_ends_as_if_undisturbed(done: Pa
     assert main.run(["demo", "--out", str(out), "--steps", STEPS]) == 0
     assert (out / "teacher-run" / "final" / "model.safetensors").stat().st_ino == made, "no stage was done again"
     for run in ("teacher-run", "labels", "distilled"):
-        weights = [(place / run / "final" / "model.safetensors").read_bytes() for place in (done, out)]
+        weights = [(folder / run / "final" / "model.safetensors").read_bytes() for folder in (done, out)]
         assert weights[0] == weights[1], run
