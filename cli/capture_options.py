@@ -23,6 +23,10 @@ def _number(word: str) -> float | str:
         return word
 
 
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
+
+
 def _layers(text: str) -> dict[str, Any]:
     """`none` turns off the mean per document; layers add hidden states per position."""
     if text.strip() == "none":
@@ -69,7 +73,15 @@ FLAGS = (
         "--data",
         "data.path",
         metavar="PATH",
-        help="Documents: .jsonl, .json, .parquet or .txt files, a folder or glob of them, or a dataset on the Hub.",
+        help="Documents: .jsonl, .json, .csv, .tsv, .parquet, .txt, .md (also .gz, .zst), a folder or glob, or a Hub"
+        " dataset.",
+    ),
+    Flag(
+        "--text-files",
+        "data.text_files",
+        metavar="GLOB,GLOB",
+        convert=_patterns,
+        help="Also read files of these names as text, one document each, e.g. '*.py' [none].",
     ),
     Flag("--data-split", "data.split", metavar="NAME", help="Split of a Hub dataset."),
     Flag("--limit", "data.limit", int, help="Use only the first N documents."),

@@ -57,10 +57,11 @@ class Columns(Record):
 
 
 class DataSettings(Record):
-    """The documents, and which of their tokens are trained on."""
+    """The documents, and which of their tokens are trained on; files that match `text_files` are read as text."""
 
     path: Name | None = None
     split: Name | None = None
+    text_files: tuple[Name, ...] = ()
     limit: int | None = Field(default=None, ge=1)
     val_path: Name | None = None
     val_fraction: float = Field(default=0.02, ge=0, lt=1)

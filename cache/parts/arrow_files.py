@@ -1,8 +1,6 @@
-"""Arrow: uncompressed IPC files that are mapped, Parquet as index and as data. The only module that imports pyarrow.
+"""Arrow: mapped IPC files, Parquet as index and as data, zstd streams. The only module that imports pyarrow.
 
-In: numpy arrays and the columns that a file must have. Out: the same, after everything that Arrow leaves to its users
-is checked; and the rows of a person's Parquet file, no byte of which reaches Arrow before `parquet_footer.py` and
-`parquet_bounds.py` have read its numbers.
+Arrow reads no byte of a user's Parquet file before `parquet_footer.py` and `parquet_bounds.py` have checked it.
 """
 
 import os
@@ -259,10 +257,7 @@ class _ParquetData:
 
 
 class ParquetRows(_ParquetData):
-    """Its rows in order or by number, at most a thousand in memory at a time.
-
-    A malformed row is a string with the reason.
-    """
+    """Its rows in order or by number, at most a thousand in memory; a malformed row is a string with the reason."""
 
     def __init__(self, path: str, max_row_bytes: int, columns: Collection[str] | None = None) -> None:
         super().__init__(path)
@@ -394,7 +389,11 @@ def parquet_notes(path: str) -> tuple[dict[str, str], int]:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError, ValueError):
         return {}, 0
-    notes = metadata.metadata or {}
-    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in notes.items()}, int(
-        metadata.num_rows
-    )
+    stored = metadata.metadata or {}
+    notes = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in stored.items()}
+    return notes, int(metadata.num_rows)
+
+
+def open_zstd(path: str) -> Any:
+    """The decompressed contents of a .zst file as a stream; OSError where it is damaged or truncated."""
+    return pa.CompressedInputStream(pa.OSFile(path, "rb"), "zstd")

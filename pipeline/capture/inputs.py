@@ -4,6 +4,7 @@ In: settings. Out: `Inputs`, and lines about columns, roles and one sample docum
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from kdpipe.pipeline.documents.corpus import SPLITS, Corpus
@@ -66,14 +67,14 @@ def read_tokenizer(settings: CaptureSettings, backend: TeacherBackend | None = N
 def _describe(corpus: Corpus, progress: Progress) -> None:
     """Show how the data are read, and one document as the teacher reads it."""
     documents = " and ".join(f"{n:,} of {split}" for split, n in corpus.splits.items() if n)
-    roles = ", ".join(f"{role} = {column}" for role, column in corpus.mapping.describe().items())
     progress.message(f"data       {corpus.source}: {documents}")
     if corpus.n_cut_rows:
         cut = counted(corpus.n_cut_rows, "long text")
         progress.message(
             f"ranges     {cut} cut into ranges to hold out some for validation; --val-data uses other documents"
         )
-    progress.message(f"columns    {roles}")
+    for roles in _columns(corpus):
+        progress.message(f"columns    {roles}")
     n_bad, first = corpus.bad_rows
     if n_bad:
         progress.warning(f"skipped {counted(n_bad, 'bad row')}, e.g. {'; '.join(first[:SHOWN_BAD_ROWS])}")
@@ -83,6 +84,16 @@ def _describe(corpus: Corpus, progress: Progress) -> None:
     progress.message(f"sample     {place}, {trained}:")
     for line in shown.splitlines()[:SHOWN_LINES]:
         progress.message(f"  | {line}")
+
+
+def _columns(corpus: Corpus) -> list[str]:
+    """The roles of columns; with the number of files where these differ."""
+    counts = Counter(
+        ", ".join(f"{role} = {column}" for role, column in mapping.describe().items()) for mapping in corpus.mappings
+    )
+    if len(counts) == 1:
+        return list(counts)
+    return [f"{roles} in {counted(n, 'file')}" for roles, n in counts.most_common()]
 
 
 def explain_validation(corpus: Corpus, settings: CaptureSettings, progress: Progress) -> None:
@@ -95,7 +106,7 @@ def explain_validation(corpus: Corpus, settings: CaptureSettings, progress: Prog
         progress.message("no validation split (--val-fraction 0): students cannot be evaluated")
         return
     if not n_documents:
-        what = f"texts of {LONG_BYTES:,} bytes or more" if corpus.mapping.form == "text" else "texts, not conversations"
+        what = f"texts of {LONG_BYTES:,} bytes or more" if corpus.is_text else "texts, not conversations"
         progress.warning(
             f"no validation split: only {counted(splits['train'], 'document')} (ranges are held out of {what}). "
             "Students cannot be evaluated: give --val-data PATH, or --val-fraction 0 to accept that"

@@ -4,10 +4,11 @@ In: the column names of the first rows, and `data.columns`. Out: `ColumnMapping`
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from kdpipe.pipeline.documents.row_files import CONTINUES
 from kdpipe.schemas.capture_settings import Columns
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.strict_json import canonical
@@ -19,6 +20,7 @@ TEXT = ("text", "content")
 PROMPT = ("prompt", "instruction", "question", "query", "input")
 RESPONSE = ("response", "completion", "output", "answer")
 MESSAGES = ("messages", "conversations", "conversation")
+ROLE_NAMES: tuple[Literal["text", "prompt", "response", "messages"], ...] = ("text", "prompt", "response", "messages")
 # The additional input of an instruction in Alpaca and Dolly.
 CONTEXT = ("input", "context")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
@@ -48,7 +50,7 @@ class Document:
     def part(self, start: int, end: int) -> "Document":
         """A range of the text as a separate document."""
         assert self.text is not None
-        return replace(self, text=self.text[start:end], has_end=end == len(self.text))
+        return replace(self, text=self.text[start:end], has_end=self.has_end and end == len(self.text))
 
     def digest(self) -> bytes:
         """The sha256 of text or messages, without the kept columns."""
@@ -90,7 +92,7 @@ class ColumnMapping:
         """Parse a row, or raise `BadRow`."""
         columns = {name: None if (value := row.get(name)) != value else value for name in self.keep}  # NaN is missing
         if self.text is not None:
-            return Document(text=_string(row, self.text), columns=columns)
+            return Document(text=_string(row, self.text), columns=columns, has_end=CONTINUES not in row)
         if self.messages is not None:
             return Document(messages=_conversation(row, self.messages), columns=columns)
         assert self.prompt is not None and self.response is not None
@@ -181,10 +183,14 @@ def _joined(blocks: list[Any], number: int) -> str:
     return "".join(texts)
 
 
-def detect(rows: Iterable[Iterable[str]], given: Columns, what: str) -> ColumnMapping:
-    """Map roles to the columns of the first rows; `given` roles take precedence."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    for role in ("text", "prompt", "response", "messages"):
+def detect(files: Sequence[Collection[str] | None], given: Columns, what: str) -> list[ColumnMapping]:
+    """Map roles to columns for each file, from the columns of its first rows (None: a file of plain text).
+
+    `given` roles take precedence in files that have such a column. A file without usable columns has the mapping of
+    the first file that has some, so that its rows are bad rows.
+    """
+    names = list(dict.fromkeys(name for file in files for name in file or ()))
+    for role in ROLE_NAMES:
         column = getattr(given, role)
         if column is not None and column not in names:
             raise _missing(f"{column!r} for the role {role}", names, what)
@@ -192,8 +198,22 @@ def detect(rows: Iterable[Iterable[str]], given: Columns, what: str) -> ColumnMa
     if "keep" in given.model_fields_set and len(keep) < len(given.keep):
         lost = next(name for name in given.keep if name not in names)
         raise _missing(f"{lost!r} to keep", names, what, "data.columns.keep")
-    mapping = _roles(names, given, what)
-    return replace(mapping, keep=tuple(name for name in keep if name not in mapping.names()))
+    found = [
+        ColumnMapping(form="text", text=TEXT[0]) if file is None else _of_file(file, given, what) for file in files
+    ]
+    default = next((mapping for mapping in found if mapping is not None), None) or _roles(names, given, what)
+    mappings = [mapping or default for mapping in found]
+    return [replace(one, keep=tuple(name for name in keep if name not in one.names())) for one in mappings]
+
+
+def _of_file(names: Collection[str], given: Columns, what: str) -> ColumnMapping | None:
+    here = {role: column for role in ROLE_NAMES if (column := getattr(given, role)) in names}
+    try:
+        return _roles(list(names), Columns(**here), what)
+    except ConfigError:
+        if len(here) > 1:  # contradictory roles, not missing columns
+            raise
+        return None
 
 
 def _roles(names: list[str], given: Columns, what: str) -> ColumnMapping:

@@ -42,13 +42,13 @@ MAX_SOURCE = 2000
 
 
 class Corpus:
-    """Documents of one form, in two splits; `counts` covers those tokenized so far."""
+    """Documents in two splits; `mappings` has one per file, `counts` covers the documents tokenized so far."""
 
     def __init__(
         self,
         files: Sequence[RowFile],
         index: Index,
-        mapping: ColumnMapping,
+        mappings: Sequence[ColumnMapping],
         renderer: Renderer,
         settings: DataSettings,
         tokenizer: LoadedTokenizer,
@@ -59,7 +59,7 @@ class Corpus:
         self._tokens_per_byte: float | None = None
         self._before: abc.Mapping[SplitName, int] = {}
         self._known = KnownDocuments()
-        self.mapping = mapping
+        self.mappings = mappings
         self.counts = DocumentCounts()
 
     def continuing(self, before: abc.Mapping[SplitName, int], known: KnownDocuments) -> "Corpus":
@@ -90,6 +90,11 @@ class Corpus:
             return names[:MAX_SOURCE]
         cut = f" ({counted(self.n_cut_rows, 'document')} in {counted(self._index.n_ranges, 'range')})"
         return names[: MAX_SOURCE - len(cut)] + cut
+
+    @property
+    def is_text(self) -> bool:
+        """Whether all documents are plain texts."""
+        return all(mapping.form == "text" for mapping in self.mappings)
 
     @property
     def n_cut_rows(self) -> int:
@@ -303,15 +308,16 @@ class Corpus:
             positions = list(dict.fromkeys(int(index.positions[i]) for _, i in members))
             by_row = groupby(members, key=lambda pair: int(index.positions[pair[1]]))
             for (_, of_row), row in zip(by_row, self._files[file].columns_at(positions), strict=True):
-                whole = self.mapping.document(row)
+                whole = self.mappings[file].document(row)
                 yield from ((number, index.of_row(i, whole)) for number, i in of_row)
 
     def _columns(self, document: Document) -> dict[str, Any]:
         """The kept columns, with integers in float columns converted."""
-        types = {column.name: column.type for column in self.columns}
+        values = document.columns
         return {
-            name: float(value) if types[name] == "float64" and value is not None else value
-            for name, value in document.columns.items()
+            column.name: float(value) if column.type == "float64" and value is not None else value
+            for column in self.columns
+            for value in [values.get(column.name)]
         }
 
 

@@ -97,9 +97,9 @@ def _wider(known: ColumnType | None, value: Any, name: str, place: str) -> Colum
 
 @dataclass(slots=True)
 class Indexer:
-    """Builds an `Index` row by row; `n_held_out` is the number of held-out ranges per row."""
+    """Builds an `Index` row by row; `mappings` has one per file, `n_held_out` the number of held-out ranges per row."""
 
-    mapping: ColumnMapping
+    mappings: Sequence[ColumnMapping]
     settings: DataSettings
     max_bytes: Callable[[Document], int]
     key_of: Callable[[str], int] | None = None
@@ -122,13 +122,14 @@ class Indexer:
     _n_bad: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.mapping.keep:
+        kept = dict.fromkeys(name for mapping in self.mappings for name in mapping.keep)
+        for name in kept:
             if not name.isidentifier() or not name.isascii() or len(name) > 64:
                 raise ConfigError(
                     f"the column {name!r} cannot be kept: names may have at most 64 letters, digits and _",
                     hint="rename it, or remove it from data.columns.keep",
                 )
-        self._columns = _Columns(dict.fromkeys(self.mapping.keep))
+        self._columns = _Columns(dict.fromkeys(kept))
 
     def read(self, files: Sequence[RowFile], first_file: int = 0, split: SplitName | None = None) -> int:
         """Index the rows of some files, into `split` if given; return the number of documents."""
@@ -143,7 +144,7 @@ class Indexer:
 
     def _take(self, row: Row, file: int, place: str, split: SplitName | None) -> None:
         try:
-            document, size, digest = self._document(row, place)
+            document, size, digest = self._document(row, self.mappings[file], place)
         except BadRow as problem:
             self._count_bad(f"{place}: {problem}")
             return
@@ -181,16 +182,16 @@ class Indexer:
         if self.key_of is not None and document.text is not None:
             self._keys.append(self.key_of(document.text))
 
-    def _document(self, row: Row, place: str) -> tuple[Document, int, bytes]:
+    def _document(self, row: Row, mapping: ColumnMapping, place: str) -> tuple[Document, int, bytes]:
         """A valid row's document, its largest size and digest."""
         if row.columns is None:
             raise BadRow(row.problem)
-        document = self.mapping.document(row.columns)
+        document = mapping.document(row.columns)
         most = self.settings.max_document_bytes
         try:
             n_bytes = document.n_bytes
             if n_bytes > most:
-                raise BadRow(f"{n_bytes:,} bytes, at most {most:,} are allowed")
+                raise BadRow(f"{n_bytes:,} bytes, at most {most:,} are allowed; only text files are cut")
             digest = document.digest()
             self._columns.take(document, place)
             kept = canonical(document.columns)

@@ -3,11 +3,12 @@
 In: a document, the chat template and `data.train_on`. Out: `Rendered`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kdpipe.pipeline.documents.assistant_turns import Span, assistant_spans
 from kdpipe.pipeline.documents.chat_template import ChatTemplate
-from kdpipe.pipeline.documents.columns import ColumnMapping, Document, Form
+from kdpipe.pipeline.documents.columns import Document, Form
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.schemas.capture_settings import DataSettings
 from kdpipe.schemas.choices import TrainOn
@@ -29,17 +30,17 @@ class Rendered:
 
 
 class Renderer:
-    """Renders documents of one form."""
+    """Renders documents of some forms; `train_on` is that of conversations and pairs, if there are any."""
 
-    def __init__(self, mapping: ColumnMapping, settings: DataSettings, tokenizer: LoadedTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.train_on: TrainOn = resolve_train_on(mapping.form, settings)
-        if mapping.form == "text" and settings.chat_template not in (None, "none"):
+    def __init__(self, forms: Collection[Form], settings: DataSettings, tokenizer: LoadedTokenizer) -> None:
+        form: Form = next(form for form in ("messages", "pair", "text") if form in forms)
+        self.train_on: TrainOn = resolve_train_on(form, settings)
+        if form == "text" and settings.chat_template not in (None, "none"):
             raise ConfigError(
                 f"data.chat_template is {settings.chat_template}, but the data are plain text",
                 hint="omit it, or set the columns of a conversation with data.columns",
             )
-        self._chat = None if mapping.form == "text" else _template(mapping.form, settings, tokenizer)
+        self._chat = None if form == "text" else _template(form, settings, tokenizer)
         self.stop_wanted = settings.append_stop
         responses = self.train_on == "assistant"
         if responses and self._chat is None and settings.append_stop and tokenizer.stop is None:
@@ -55,7 +56,7 @@ class Renderer:
     def max_bytes(self, document: Document) -> int:
         """An upper bound of the bytes of the rendered document."""
         n_bytes = document.n_bytes + (1 if document.messages else 0)
-        if self._chat is not None:
+        if self._chat is not None and document.messages:
             n_bytes += self._chat.document_bytes + self._chat.message_bytes * len(document.messages)
         return n_bytes
 

@@ -1,6 +1,6 @@
 """Files of rows, one class per format: rows in order with bounded memory, and any row again by its position.
 
-In: a file. Out: `Row`s.
+In: a file, which may be compressed. Out: `Row`s.
 """
 
 import json
@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdpipe.cache.parts.arrow_files import NOT_UTF8, ParquetRows
+from kdpipe.pipeline.documents.compressed_files import OPENERS, DamagedStream, open_compressed
 from kdpipe.pipeline.documents.json_bounds import BOM, BadList, is_too_costly, list_values, value_at
 from kdpipe.schemas.errors import ConfigError
 
+# Added to the columns of a document that continues in the next row.
+CONTINUES = "continues in the next row"
 # Limits for lines without an end, and for runs of empty lines.
 MAX_LINE_BYTES, MAX_EMPTY_LINES = 1 << 30, 1_000_000
 
@@ -48,8 +51,8 @@ class RowFile(Protocol):
         """The columns of valid rows, by ascending position."""
 
 
-class _OnDisk:
-    """A file that must not change while its rows are read."""
+class FileOnDisk:
+    """A file that must not change while its rows are read; a format has `_rows` and `_columns_at`."""
 
     def __init__(self, path: Path, name: str, limits: Limits) -> None:
         self.path, self.name, self._limits = path, name, limits
@@ -72,21 +75,57 @@ class _OnDisk:
                 f"{self.path} changed while it was read", hint="re-run, and do not modify it during the command"
             )
 
+    def rows(self) -> Iterator[Row]:
+        number = 0
+        try:
+            for row in self._rows():
+                number = row.number
+                yield row
+        except DamagedStream as error:
+            where = f"after row {number:,}" if number else "in its first row"
+            raise self._damaged(error, where) from None
+
+    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._columns_at(positions)
+        except DamagedStream as error:
+            raise self._damaged(error, "read again") from None
+
+    def start(self) -> bytes:
+        """The first bytes, decompressed."""
+        try:
+            with self.open_bytes() as file:
+                data: bytes = file.read(4096)
+        except DamagedStream as error:
+            raise self._damaged(error, "in its first row") from None
+        return data
+
+    def _damaged(self, error: DamagedStream, where: str) -> ConfigError:
+        return ConfigError(
+            f"{self.path}, {where}: {error}", hint="copy the file again, or decompress it and check the result"
+        )
+
+    def _rows(self) -> Iterator[Row]:
+        raise NotImplementedError
+
+    def _columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
     def open_bytes(self) -> Any:
-        """Open the file for reading."""
+        """Open the file for reading, decompressed."""
         self.check_unchanged()
         try:
-            return self.path.open("rb")
+            return open_compressed(self.path, self._seen) if self.path.suffix in OPENERS else self.path.open("rb")
         except OSError as error:
             raise ConfigError(
                 f"{self.path} cannot be read: {error.strerror}", hint="check the path and its permissions"
             ) from None
 
 
-class LinesFile(_OnDisk):
+class LinesFile(FileOnDisk):
     """JSON lines; a position is a line's first byte. Empty lines are skipped."""
 
-    def rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[Row]:
         most = self._limits.row_bytes
         number = position = n_empty = 0
         with self.open_bytes() as file:
@@ -118,11 +157,11 @@ class LinesFile(_OnDisk):
                 )
         return line
 
-    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+    def _columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         with self.open_bytes() as file:
             for position in positions:
                 file.seek(position)
-                columns, problem = _parse(file.readline(), self._limits.row_bytes)
+                columns, problem = _parse(file.readline(self._limits.row_bytes), self._limits.row_bytes)
                 if columns is None:
                     raise ConfigError(f"{self.path} at byte {position:,}: {problem}, but was valid when first read")
                 yield columns
@@ -151,10 +190,10 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-class ListFile(_OnDisk):
+class ListFile(FileOnDisk):
     """A JSON list of objects; a position is an object's first byte."""
 
-    def rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[Row]:
         with self.open_bytes() as file:
             try:
                 for number, (position, value) in enumerate(list_values(file, self._limits.row_bytes), 1):
@@ -163,7 +202,7 @@ class ListFile(_OnDisk):
             except (BadList, UnicodeDecodeError) as error:
                 raise self._no_list(error) from None
 
-    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+    def _columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         with self.open_bytes() as file:
             try:
                 yield from (value_at(file, position, self._limits.row_bytes)[0] for position in positions)
@@ -178,37 +217,66 @@ class ListFile(_OnDisk):
         )
 
 
-class PlainFile(_OnDisk):
-    """A text file: one document, in a column named text."""
+class PlainFile(FileOnDisk):
+    """A text file: one document in a column named text, or several if it is long.
 
-    def rows(self) -> Iterator[Row]:
-        most = self._limits.document_bytes
+    A position is a document's first byte. Long texts are cut after a paragraph, line or word; a NUL byte ends the file.
+    """
+
+    def _rows(self) -> Iterator[Row]:
+        number = position = 0
+        is_last = False
         with self.open_bytes() as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            yield Row(number=1, position=0, problem=f"the file has more than {most:,} bytes")
-            return
+            while not is_last:
+                number += 1
+                columns, problem, n_bytes, is_last = self._document(file, position)
+                yield Row(number=number, position=position, columns=columns, problem=problem)
+                position += n_bytes
+
+    def _columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+        with self.open_bytes() as file:
+            for position in positions:
+                columns, problem, _, _ = self._document(file, position)
+                if columns is None:
+                    raise ConfigError(f"{self.path} at byte {position:,}: {problem}, but was valid when first read")
+                yield columns
+
+    def _document(self, file: Any, position: int) -> tuple[dict[str, Any] | None, str, int, bool]:
+        """The document at a position or the problem with it, its bytes, and whether it is the last."""
+        most = self._limits.document_bytes
+        file.seek(position)
+        data = file.read(most + 1)
+        is_last = len(data) <= most
+        if b"\0" in data:
+            return None, "a NUL byte: not UTF-8 text", len(data), True
+        n_bytes = len(data) if is_last else _cut(data, most)
         try:
-            yield Row(number=1, position=0, columns={"text": data.removeprefix(BOM).decode("utf-8")})
+            text = (data[:n_bytes] if position else data[:n_bytes].removeprefix(BOM)).decode("utf-8")
         except UnicodeDecodeError:
-            yield Row(number=1, position=0, problem=NOT_UTF8)
-
-    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
-        self.check_unchanged()
-        yield from (row.columns for row in self.rows() if positions and row.columns is not None)
+            return None, NOT_UTF8, n_bytes, is_last
+        return {"text": text, **({} if is_last else {CONTINUES: True})}, "", n_bytes, is_last
 
 
-class TableFile(_OnDisk):
+def _cut(data: bytes, most: int) -> int:
+    """The length of the longest document in the first `most` bytes that ends after a paragraph, a line or a word."""
+    for seam in (b"\n\n", b"\n", b" "):
+        if (place := data.rfind(seam, most // 2, most)) >= 0:
+            return place + len(seam)
+    within = range(most, max(most - 4, 0), -1)
+    return next((place for place in within if data[place] & 0xC0 != 0x80), most)
+
+
+class TableFile(FileOnDisk):
     """A Parquet file; a position is a row number from 0."""
 
-    def rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[Row]:
         for i, row in enumerate(self._table().rows()):
             if isinstance(row, str):
                 yield Row(number=i + 1, position=i, problem=row)
             else:
                 yield Row(number=i + 1, position=i, columns=row)
 
-    def columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+    def _columns_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
         for position, row in zip(positions, self._table().rows_at(positions), strict=True):
             if isinstance(row, str):
                 raise ConfigError(f"{self.path}, row {position + 1:,}: {row}, but was valid when first read")
@@ -222,6 +290,5 @@ class TableFile(_OnDisk):
 def open_json(path: Path, name: str, limits: Limits) -> RowFile:
     """A .json file: a list of objects, or JSON lines."""
     probe = ListFile(path, name, limits)
-    with probe.open_bytes() as file:
-        start = file.read(4096).removeprefix(BOM).lstrip()
-    return LinesFile(path, name, limits) if start.startswith(b"{") else probe
+    is_lines = probe.start().removeprefix(BOM).lstrip().startswith(b"{")
+    return LinesFile(path, name, limits) if is_lines else probe

@@ -6,6 +6,7 @@ In: rendered documents. Out: the `DocumentTokens` of each, and `Segment`s of at 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,10 @@ class DocumentTokens:
 
 
 def tokenize(rendered: Sequence[Rendered], places: Sequence[str], tokenizer: LoadedTokenizer) -> list[DocumentTokens]:
-    """Tokenize documents of one form; `places` name them in errors."""
-    if not rendered:
-        return []
-    encodings = tokenizer.encode([document.text for document in rendered], not rendered[0].templated)
+    """Tokenize documents; `places` name them in errors."""
+    encodings: list[Encoding] = []
+    for templated, group in groupby(rendered, key=lambda document: document.templated):
+        encodings += tokenizer.encode([document.text for document in group], not templated)
     return [_tokens(*document, tokenizer) for document in zip(rendered, encodings, places, strict=True)]
 
 

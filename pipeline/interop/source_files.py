@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from kdpipe.cache import layout
 from kdpipe.cache.catalog import refuse_foreign_folder
 from kdpipe.cache.parts.arrow_files import ParquetLists
-from kdpipe.pipeline.documents.data_sources import find_files, is_of_hub
+from kdpipe.pipeline.documents.data_sources import DataQuery, find_files, is_of_hub
 from kdpipe.pipeline.documents.row_files import Limits, LinesFile, ListFile, Row, RowFile, TableFile
 from kdpipe.schemas.errors import ConfigError
 
@@ -74,7 +74,7 @@ def source_files(source: str, split: str | None, max_row_bytes: int) -> list[Row
             hint="expected a file, a directory, a quoted glob, or a Hub data set as OWNER/NAME",
         )
     limits = Limits(document_bytes=max_row_bytes, row_bytes=max_row_bytes)
-    return [_open(file) for file in find_files(source, split, limits)]
+    return [_open(file) for file in find_files(source, DataQuery(split=split), limits)]
 
 
 def _open(file: RowFile) -> RowFile:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.data_sources import DataQuery, find_files
 from kdpipe.pipeline.documents.row_files import Limits
 from support.bombs import DATA, GIB, IMPORTED, MIB, Ran, run_measured
 from support.commands import kdpipe
@@ -21,10 +21,10 @@ from support.models import tiny_llama
 READ = """\
 import sys
 from kdpipe.pipeline.documents.row_files import Limits
-from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.data_sources import DataQuery, find_files
 from kdpipe.schemas.errors import KdpipeError
 try:
-    for file in find_files(sys.argv[1], None, Limits(document_bytes=1 << 21, row_bytes=1 << 25)):
+    for file in find_files(sys.argv[1], DataQuery(), Limits(document_bytes=1 << 21, row_bytes=1 << 25)):
         for row in file.rows():
             assert row.columns is None or len(str(row.columns.get("text", ""))) <= 1 << 25
             if row.problem:
@@ -118,6 +118,6 @@ def test_a_row_behind_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "' + b"a" * 40_000_000 + b'"}\n{"text": "b"}\n')
     limits = Limits(document_bytes=1 << 21, row_bytes=1 << 25)
-    first, second = find_files(str(path), None, limits)[0].rows()
+    first, second = find_files(str(path), DataQuery(), limits)[0].rows()
     assert first.problem == "the line has 40,000,013 bytes, at most 33,554,432 are allowed"
     assert second.columns == {"text": "b"}

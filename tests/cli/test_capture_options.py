@@ -58,6 +58,7 @@ TYPED = [
     ("--trust-remote-code", None, "teacher.trust_remote_code", True),
     ("--dtype", "bfloat16", "teacher.dtype", "bfloat16"),
     ("--data-split", "train[:1%]", "data.split", "train[:1%]"),
+    ("--text-files", "*.py, *.rs", "data.text_files", ("*.py", "*.rs")),
     ("--limit", "10", "data.limit", 10),
     ("--val-data", "v.txt", "data.val_path", "v.txt"),
     ("--val-fraction", "0", "data.val_fraction", 0.0),

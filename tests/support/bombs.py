@@ -3,6 +3,7 @@
 In: a folder, or the words of a program. Out: files by name; a child's exit code, messages, peak memory and CPU time.
 """
 
+import gzip
 import json
 import os
 import subprocess
@@ -62,6 +63,10 @@ def _sparse(start: bytes, end: bytes = b"\0") -> Callable[[Path], None]:
     return make
 
 
+def _zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)  # type: ignore[no-any-return]
+
+
 def _written(data: Callable[[], bytes]) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(data()) and None
 
@@ -91,7 +96,13 @@ DATA: dict[str, tuple[Callable[[Path], None], str]] = {
     "list-of-zeros.json": (_sparse(b"["), "the value at byte 1 has more than 33,554,432 bytes, or is not terminated"),
     "object-of-zeros.json": (_sparse(b'{"text": "'), "has a line of more than 1,073,741,824 bytes"),
     "zeros.jsonl": (_sparse(b""), "has a line of more than 1,073,741,824 bytes"),
-    "zeros.txt": (_sparse(b""), "the file has more than 2,097,152 bytes"),
+    "zeros.txt": (_sparse(b""), "a NUL byte"),
+    "zeros.csv": (_sparse(b"text\n"), "a row of more than 33,554,432 bytes"),
+    "quotes.csv": (_written(lambda: b'text\n"' + b'a""\n' * 20_000_000), "a row of more than 33,554,432 bytes"),
+    "zeros.jsonl.gz": (_written(lambda: gzip.compress(bytes(300 * MIB))), "expands to more than"),
+    "rows.csv.gz": (_written(lambda: gzip.compress(b"text\n" + b"a\n" * 150_000_000, 1)), "expands to more than"),
+    "zeros.json.zst": (_written(lambda: _zstd(b"[" + bytes(900 * MIB))), "has more than 33,554,432 bytes"),
+    "texts.txt.zst": (_written(lambda: _zstd(b"a " * (450 * MIB))), "expands to more than"),
     "newlines.jsonl": (_written(lambda: b"\n" * 50_000_000), "has more than 1,000,000 consecutive empty lines"),
     "newlines.json": (_written(lambda: b"\n" * 50_000_000), "more than 1,048,576 bytes of white space"),
     "nested.jsonl": (_written(lambda: b"[" * 60_000_000 + b"\n"), "the line has 60,000,001 bytes"),

@@ -18,7 +18,7 @@ from kdpipe.cli import main
 STAGE_ONE = {
     "--teacher", "--teacher-name", "--teacher-license", "--revision",
     "--tokenizer", "--allow-foreign-tokenizer", "--trust-remote-code", "--dtype",
-    "--data", "--data-split", "--limit",
+    "--data", "--data-split", "--text-files", "--limit",
     "--val-data", "--val-fraction", "--train-on", "--max-bad-rows", "--seq-len", "--no-pack",
     "--targets", "--profile", "--tau",
     "--top-k", "--top-p", "--draws", "--target-temperature", "--temperatures", "--hidden-layers", "--hidden-dim",

@@ -13,11 +13,11 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
 
 
 def roles(row: dict[str, Any], given: Columns | None = None) -> dict[str, str]:
-    return detect([row], given or Columns(), "corpus.jsonl").describe()
+    return detect([[*row]], given or Columns(), "corpus.jsonl")[0].describe()
 
 
 def read(row: dict[str, Any], given: Columns | None = None) -> Document:
-    return detect([row], given or Columns(), "corpus.jsonl").document(row)
+    return detect([[*row]], given or Columns(), "corpus.jsonl")[0].document(row)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,17 @@ def test_a_missing_column_is_refused_with_the_existing_ones(given: Columns, name
     assert caught.value.hint is not None
 
 
-def test_columns_are_detected_in_all_of_the_first_rows() -> None:
-    mapping = detect([{"id": 1}, {"text": "a"}, {"text": "b", "category": "c"}], Columns(), "x")
-    assert mapping.describe() == {"text": "text", "kept": "category"}
+def test_columns_are_detected_in_each_file() -> None:
+    files = [["id"], ["text", "category"], None, ["prompt", "response", "text"], ["body"]]
+    text, pair = {"text": "text", "kept": "category"}, {"prompt": "prompt", "response": "response", "kept": "category"}
+    described = [mapping.describe() for mapping in detect(files, Columns(), "x")]
+    assert described == [text, text, text, pair, text]
+
+
+def test_a_given_column_counts_in_the_files_that_have_it() -> None:
+    files = [["body", "text"], ["messages"], None]
+    described = [mapping.describe() for mapping in detect(files, Columns(text="body"), "x")]
+    assert described == [{"text": "body"}, {"messages": "messages"}, {"text": "text"}]
 
 
 def test_no_rows_have_no_columns() -> None:

@@ -120,6 +120,46 @@ def test_a_conversation_of_the_corpus_is_masked_as_transformers_masks_it(chat: L
         assert segment.loss_mask.tolist() == [*map(bool, oracle["assistant_masks"][1:]), False]
 
 
+def test_the_form_of_documents_is_found_per_file(chat: LoadedTokenizer, tmp_path: Path) -> None:
+    texts, pairs, chats = text_rows(8), pair_rows(8), chat_rows(8)
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    write_jsonl(tmp_path / "b.jsonl", pairs)
+    write_jsonl(tmp_path / "c.jsonl", chats)
+    (tmp_path / "d.csv").write_text("content,category\na b c,x\n", encoding="utf-8")
+    (tmp_path / "e.py").write_text("import this\n", encoding="utf-8")
+    corpus = opened(tmp_path, chat, val_fraction=0.0, text_files=("*.py",))
+    assert corpus.splits == {"train": 26, "validation": 0}
+    assert corpus.bad_rows == (0, ())
+    assert [mapping.form for mapping in corpus.mappings] == ["text", "pair", "messages", "text", "text"]
+    alone = [opened(path, chat, val_fraction=0.0, text_files=("*.py",)) for path in sorted(tmp_path.iterdir())]
+    parts = [segment.digest for one in alone for segment in all_pieces(one)]
+    assert [segment.digest for segment in all_pieces(corpus)] == parts
+    kept = [segment.columns["category"] for segment in all_pieces(corpus)]
+    assert kept[-1] is None
+    assert kept[-2] == "x"
+    masks = {
+        corpus.place("train", segment.document)[0]: bool(segment.loss_mask[:-1].all()) for segment in all_pieces(corpus)
+    }
+    assert masks == {"a": True, "b": False, "c": False, "d": True, "e": True}
+    assert corpus.train_on == "assistant"
+
+
+def test_a_text_file_over_the_limit_is_several_documents_with_one_stop_token(
+    tokenizer: LoadedTokenizer, tmp_path: Path
+) -> None:
+    book = "\n\n".join(TEXTS * 4)
+    (tmp_path / "book.txt").write_text(book, encoding="utf-8")
+    corpus = opened(tmp_path / "book.txt", tokenizer, val_fraction=0.0, max_document_bytes=2000)
+    assert corpus.splits["train"] > 2
+    assert corpus.bad_rows == (0, ())
+    segments = all_pieces(corpus, length=10_000)
+    assert [tokenizer.stop in segment.tokens for segment in segments] == [False] * (len(segments) - 1) + [True]
+    text = "".join(tokenizer.fast.decode(segment.tokens, skip_special_tokens=True) for segment in segments)
+    assert text == book
+    held_out = opened(tmp_path / "book.txt", tokenizer, val_fraction=0.1, max_document_bytes=60_000)
+    assert held_out.splits["validation"] > 0
+
+
 def test_columns_are_kept_in_their_types(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     rows = [{"text": "a b", "score": 1, "ok": True}, {"text": "c d", "score": 0.5, "ok": None}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
@@ -132,7 +172,7 @@ def test_columns_are_kept_in_their_types(tokenizer: LoadedTokenizer, tmp_path: P
 
 def test_the_sample_shows_what_is_trained_on(chat: LoadedTokenizer, tmp_path: Path) -> None:
     corpus = opened(write_jsonl(tmp_path / "a.jsonl", pair_rows(9)), chat, val_fraction=0.0)
-    assert corpus.mapping.describe() == {"prompt": "prompt", "response": "response", "kept": "category"}
+    assert corpus.mappings[0].describe() == {"prompt": "prompt", "response": "response", "kept": "category"}
     assert corpus.train_on == "assistant"
     assert corpus.sample(3)[1] == [
         ("<|im_start|>user\nWhat about 3?<|im_end|>\n<|im_start|>assistant\n", False),

@@ -45,8 +45,8 @@ def index(
     *files: RowFile, keep: tuple[str, ...] = (), made_with: dict[str, Any] | None = None, **settings: Any
 ) -> Index:
     given = DataSettings(**settings)
-    mapping = detect([{"text": "a", **dict.fromkeys(keep)}], Columns(keep=keep), "x")
-    indexer = Indexer(mapping, given, lambda document: document.n_bytes)
+    mappings = detect([["text", *keep]] * len(files), Columns(keep=keep), "x")
+    indexer = Indexer(mappings, given, lambda document: document.n_bytes)
     indexer.read(files, split="train" if given.val_path else None)
     return indexer.finish(made_with or {})
 
@@ -69,7 +69,7 @@ def test_bad_rows_are_counted_and_the_first_named() -> None:
         "corpus.jsonl:2: it is not valid UTF-8",
         "corpus.jsonl:3: text is a number, expected text",
         "corpus.jsonl:4: text is empty",
-        "corpus.jsonl:5: 11 bytes, at most 10 are allowed",
+        "corpus.jsonl:5: 11 bytes, at most 10 are allowed; only text files are cut",
         "corpus.jsonl:6: a lone surrogate, which is not valid UTF-8",
         "corpus.jsonl:7: text is missing",
     )
@@ -81,8 +81,8 @@ def test_a_lone_surrogate_in_a_kept_column_is_a_bad_row() -> None:
 
 
 def test_a_value_that_json_cannot_represent_is_a_bad_row() -> None:
-    mapping = detect([{"messages": []}], Columns(), "x")
-    indexer = Indexer(mapping, DataSettings(), lambda document: document.n_bytes)
+    mappings = detect([["messages"]], Columns(), "x")
+    indexer = Indexer(mappings, DataSettings(), lambda document: document.n_bytes)
     turns = [{"role": "assistant", "content": "a", "more": more} for more in (b"", float("inf"))]
     indexer.read([FixedOrder([{"messages": [turn]} for turn in turns])])
     found = indexer.finish({})
@@ -94,8 +94,8 @@ def test_a_value_that_json_cannot_represent_is_a_bad_row() -> None:
 
 
 def test_more_messages_than_a_part_can_hold_are_a_bad_row() -> None:
-    mapping = detect([{"text": "a"}], Columns(), "x")
-    indexer = Indexer(mapping, DataSettings(), lambda _: MAX_SEQUENCE_ROWS)
+    mappings = detect([["text"]], Columns(), "x")
+    indexer = Indexer(mappings, DataSettings(), lambda _: MAX_SEQUENCE_ROWS)
     indexer.read([FixedOrder(texts("a"))])
     assert "too many for one part" in indexer.finish({}).bad_rows[0]
 
@@ -181,7 +181,7 @@ def test_equal_documents_are_in_one_split_and_training_is_not_empty() -> None:
 
 
 def test_separate_validation_data_are_the_validation_split() -> None:
-    indexer = Indexer(detect([{"text": "a"}], Columns(), "x"), DataSettings(limit=1), lambda d: d.n_bytes)
+    indexer = Indexer(detect([["text"]] * 2, Columns(), "x"), DataSettings(limit=1), lambda d: d.n_bytes)
     assert indexer.read([FixedOrder(texts("a", "b"))], split="train") == 1
     assert indexer.read([FixedOrder(texts("c", "d"))], 1, "validation") == 2
     assert indexer.finish({}).in_validation.tolist() == [False, True, True]

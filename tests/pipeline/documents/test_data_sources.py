@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.data_sources import DataQuery, find_files
 from kdpipe.pipeline.documents.row_files import Limits, LinesFile, ListFile, PlainFile
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
@@ -14,7 +14,7 @@ MOST = Limits(document_bytes=10_000, row_bytes=10_000)
 
 
 def names(data: Path | str, split: str | None = None) -> list[str]:
-    return [file.name for file in find_files(str(data), split, MOST)]
+    return [file.name for file in find_files(str(data), DataQuery(split=split), MOST)]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_read_sorted_and_recursively_without_hidden_files(folder: Path) -> None:
-    files = find_files(str(folder), None, MOST)
+    files = find_files(str(folder), DataQuery(), MOST)
     assert [file.name for file in files] == ["b.jsonl", "deep/a.jsonl", "l.json", "train-00001-of-00002.jsonl", "z.txt"]
     assert [type(file) for file in files[-3:]] == [ListFile, LinesFile, PlainFile]
 
@@ -71,15 +71,19 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch
 def test_an_empty_folder_is_refused_with_the_supported_formats(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data files in") as caught:
         names(tmp_path)
-    assert ".jsonl, .json, .parquet, .txt" in str(caught.value.hint)
+    assert ".jsonl, .ndjson, .json, .parquet, .csv, .tsv, .txt, .md" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
     ("name", "named", "hint"),
     [
-        ("a.jsonl.gz", "is a .gz file; supported formats: .jsonl, .json, .parquet, .txt", "decompress it"),
-        ("a.csv", "is a .csv file", "convert it"),
-        ("corpus", "is a file without a suffix", "add the suffix"),
+        ("a.jsonl.zip", "is a .zip file; supported formats: .jsonl, .ndjson, .json, .parquet", "decompress it"),
+        ("a.tar.gz", "is a .tar file", "decompress it"),
+        ("a.parquet.gz", "compressed inside", "decompress it"),
+        ("a.arrow", "is a .arrow file", "convert it"),
+        ("a.py", "is a .py file", "--text-files '*.py'"),
+        ("a.py.gz", "is a .py file", "--text-files '*.py'"),
+        ("corpus", "is a file without a suffix", "--text-files 'corpus'"),
     ],
 )
 def test_an_unreadable_format_is_refused_with_the_readable_ones(
@@ -91,7 +95,25 @@ def test_an_unreadable_format_is_refused_with_the_readable_ones(
     assert hint in str(caught.value.hint)
 
 
-def test_compressed_data_in_a_folder_are_not_skipped(folder: Path) -> None:
-    (folder / "more.jsonl.gz").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"more\.jsonl\.gz is a \.gz file"):
+def test_archives_in_a_folder_are_not_skipped(folder: Path) -> None:
+    (folder / "more.zip").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"more\.zip is a \.zip file"):
         names(folder)
+
+
+def test_source_files_are_read_as_text_where_they_match(folder: Path) -> None:
+    for name in ("deep/b.py", "c.py.gz", "notes.md", "d.rs"):
+        (folder / name).write_bytes(b"")
+    query = DataQuery(text_files=("*.py", "l.json"))
+    files = find_files(str(folder), query, MOST)
+    assert {file.name for file in files if isinstance(file, PlainFile)} == {
+        "c.py.gz", "deep/b.py", "l.json", "notes.md", "z.txt"
+    }  # fmt: skip
+    assert names(folder / "notes.md") == ["notes.md"]
+    assert [file.name for file in find_files(str(folder / "*.py*"), query, MOST)] == ["c.py.gz"]
+
+
+def test_a_description_of_the_data_is_read_only_by_its_name(folder: Path) -> None:
+    assert "README.md" not in names(folder)
+    assert names(folder / "README.md") == ["README.md"]
+    assert "README.md" in [file.name for file in find_files(str(folder), DataQuery(text_files=("README*",)), MOST)]

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from kdpipe.pipeline.documents import hub_datasets as hub
-from kdpipe.pipeline.documents.data_sources import find_files
+from kdpipe.pipeline.documents.data_sources import DataQuery, find_files
 from kdpipe.pipeline.documents.row_files import Limits
 from kdpipe.schemas.errors import ConfigError
 from support.corpora import text_rows, write_jsonl
@@ -45,9 +45,9 @@ def test_a_name_that_is_not_a_path_is_looked_up_on_the_hub(monkeypatch: pytest.M
         return []
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    find_files("someone/texts", None, LIMITS)
-    find_files("someone/texts:en", "test", LIMITS)
-    find_files("wikitext", None, LIMITS, hub_split="validation")
+    find_files("someone/texts", DataQuery(), LIMITS)
+    find_files("someone/texts:en", DataQuery(split="test"), LIMITS)
+    find_files("wikitext", DataQuery(hub_split="validation"), LIMITS)
     assert requests == [
         ("someone/texts", None, "train"),
         ("someone/texts", "en", "test"),
@@ -62,5 +62,5 @@ def test_a_data_set_that_cannot_be_loaded_is_reported_in_one_line(monkeypatch: p
     monkeypatch.setattr(datasets, "load_dataset", fail)
     named = "someone/gone .*: Couldn't reach it$"
     with pytest.raises(ConfigError, match=named) as caught:
-        find_files("someone/gone", None, LIMITS)
+        find_files("someone/gone", DataQuery(), LIMITS)
     assert "--data-split" in str(caught.value.hint)

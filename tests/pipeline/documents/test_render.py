@@ -66,7 +66,7 @@ def tokenizer(template: str | None = None, **special: str | None) -> LoadedToken
 
 
 def render(form: str, document: Document, template: str | None = None, **settings: Any) -> Rendered:
-    renderer = Renderer(FORMS[form], DataSettings(**settings), tokenizer(template))
+    renderer = Renderer({FORMS[form].form}, DataSettings(**settings), tokenizer(template))
     return renderer.render(document, "corpus.jsonl:7")
 
 
@@ -233,14 +233,14 @@ def test_text_has_no_responses() -> None:
 
 def test_responses_without_a_stop_token_are_refused_before_anything_is_read() -> None:
     with pytest.raises(ConfigError, match="has no stop token") as caught:
-        Renderer(FORMS["pair"], DataSettings(), tokenizer(eos_token=None))
+        Renderer({"pair"}, DataSettings(), tokenizer(eos_token=None))
     assert "append_stop=false" in str(caught.value.hint)
-    assert Renderer(FORMS["pair"], DataSettings(append_stop=False), tokenizer(eos_token=None)).train_on == "assistant"
+    assert Renderer({"pair"}, DataSettings(append_stop=False), tokenizer(eos_token=None)).train_on == "assistant"
 
 
 @pytest.mark.parametrize("template", [CHATML, GENERATION, THINKING, BRACKETS, CLOSED, HEADERS, ENDLESS, PICKY])
 def test_no_rendered_document_is_larger_than_its_bound(template: str) -> None:
-    renderer = Renderer(FORMS["messages"], DataSettings(train_on="all"), tokenizer(template))
+    renderer = Renderer({"messages"}, DataSettings(train_on="all"), tokenizer(template))
     for n in (1, 2, 3, 40):
         document = talk({"role": "system", "content": "é"}, *TALK * n)
         rendered = renderer.render(document, "x")
@@ -248,5 +248,5 @@ def test_no_rendered_document_is_larger_than_its_bound(template: str) -> None:
 
 
 def test_no_plain_document_is_larger_than_its_bound() -> None:
-    renderer = Renderer(FORMS["pair"], DataSettings(), tokenizer())
+    renderer = Renderer({"pair"}, DataSettings(), tokenizer())
     assert len(renderer.render(PAIR, "x").text.encode()) == renderer.max_bytes(PAIR)

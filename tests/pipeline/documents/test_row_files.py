@@ -1,14 +1,21 @@
 """Files of rows: every format gives the same rows in order and by position, and reports invalid rows."""
 
+import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdpipe.pipeline.documents import compressed_files
+from kdpipe.pipeline.documents.data_sources import DataQuery, find_files
+from kdpipe.pipeline.documents.delimited_files import DelimitedFile
 from kdpipe.pipeline.documents.row_files import (
+    CONTINUES,
     Limits,
     LinesFile,
     ListFile,
@@ -29,25 +36,51 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], group: int = 1000) -> 
 
 
 def in_format(kind: str, folder: Path, rows: list[dict[str, Any]]) -> RowFile:
-    if kind == "jsonl":
-        return LinesFile(write_jsonl(folder / "a.jsonl", rows), "a.jsonl", MOST)
-    if kind == "parquet":
+    """A file of these rows, compressed where the kind has a second suffix."""
+    form, _, compression = kind.partition(".")
+    if form == "parquet":
         return TableFile(write_parquet(folder / "a.parquet", rows, 7), "a.parquet", MOST)
-    path = folder / "a.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return open_json(path, "a.json", MOST)
+    path = folder / f"a.{form}"
+    if form == "jsonl":
+        write_jsonl(path, rows)
+    elif form == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        write_delimited(path, rows, "\t" if form == "tsv" else ",")
+    if compression:
+        path = compressed(path, compression)
+    return find_files(str(path), DataQuery(), MOST)[0]
 
 
-every_format = pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def write_delimited(path: Path, rows: list[dict[str, Any]], delimiter: str) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def compressed(path: Path, kind: str) -> Path:
+    data, packed = path.read_bytes(), path.with_name(f"{path.name}.{kind}")
+    packed.write_bytes(gzip.compress(data) if kind == "gz" else pa.compress(data, codec="zstd", asbytes=True))
+    return packed
+
+
+every_format = pytest.mark.parametrize(
+    "kind", ["jsonl", "json", "parquet", "csv", "tsv", "jsonl.gz", "jsonl.zst", "json.gz", "json.zst", "csv.gz"]
+)
 
 
 @every_format
 def test_rows_are_read_in_order_and_again_by_position(kind: str, tmp_path: Path) -> None:
     rows = text_rows(30)
+    if kind.startswith(("csv", "tsv")):
+        rows = [{name: str(value) for name, value in row.items()} for row in rows]
     file = in_format(kind, tmp_path, rows)
     found = list(file.rows())
     assert [row.columns for row in found] == rows
-    assert [row.number for row in found] == list(range(1, 31))
+    lines = [1 + row["text"].count("\n") if kind.startswith(("csv", "tsv")) else 1 for row in rows]
+    first = 2 if kind.startswith(("csv", "tsv")) else 1  # the header is a line too
+    assert [row.number for row in found] == np.cumsum([first, *lines[:-1]]).tolist()
     chosen = [0, 1, 5, 6, 7, 20, 29]
     assert list(file.columns_at([found[i].position for i in chosen])) == [rows[i] for i in chosen]
 
@@ -180,15 +213,122 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert list(file.columns_at([0])) == [{"text": "Two\nlines. 🙂\n"}]
 
 
-def test_a_text_file_that_is_invalid_or_too_long_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_text_file_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xff")
     assert next(PlainFile(path, "a", MOST).rows()).problem == "it is not valid UTF-8"
-    path.write_bytes(b"x" * 11)
-    assert (
-        next(PlainFile(path, "a", Limits(document_bytes=10, row_bytes=10)).rows()).problem
-        == "the file has more than 10 bytes"
-    )
+    path.write_bytes("UTF-16".encode("utf-16-le") * 20)
+    (row,) = PlainFile(path, "a", Limits(document_bytes=10, row_bytes=10)).rows()
+    assert "NUL" in row.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("one two.\n\nthree", ["one two.\n\n", "three"]),
+        ("one two.\nthree four", ["one two.\n", "three four"]),
+        ("one two three", ["one two ", "three"]),
+        ("ééééééé", ["ééééé", "éé"]),
+        ("\ufeff🙂🙂🙂x", ["🙂", "🙂🙂x"]),
+        ("x" * 10, ["x" * 10]),
+        ("x" * 11, ["x" * 10, "x"]),
+    ],
+)
+@pytest.mark.parametrize("compression", ["", "gz", "zst"])
+def test_a_long_text_file_is_cut_into_documents(
+    text: str, documents: list[str], compression: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    path = compressed(path, compression) if compression else path
+    file = PlainFile(path, "a", Limits(document_bytes=10, row_bytes=10))
+    rows = list(file.rows())
+    assert [row.columns and row.columns["text"] for row in rows] == documents
+    assert [CONTINUES in (row.columns or {}) for row in rows] == [True] * (len(rows) - 1) + [False]
+    assert list(file.columns_at([row.position for row in rows])) == [row.columns for row in rows]
+    assert list(file.columns_at([rows[-1].position])) == [rows[-1].columns]
+
+
+def delimited(path: Path, data: bytes, row_bytes: int = 1 << 20) -> list[tuple[int, Any]]:
+    path.write_bytes(data)
+    file = DelimitedFile(path, "a", Limits(document_bytes=10, row_bytes=row_bytes), delimiter=",")
+    rows = list(file.rows())
+    good = [row for row in rows if row.columns is not None]
+    assert list(file.columns_at([row.position for row in good])) == [row.columns for row in good]
+    return [(row.number, row.problem or row.columns) for row in rows]
+
+
+def test_fields_are_quoted_as_in_spreadsheets(tmp_path: Path) -> None:
+    data = '\ufefftext, n,\r\n"a ""b"", c\nd",1,x\r\n\r\n5" disk,,\r\nlast,é,'.encode()
+    assert delimited(tmp_path / "a.csv", data) == [
+        (2, {"text": 'a "b", c\nd', "n": "1"}),
+        (5, {"text": '5" disk', "n": ""}),
+        (6, {"text": "last", "n": "é"}),
+    ]
+    assert delimited(tmp_path / "a.csv", b"") == delimited(tmp_path / "a.csv", b"text\n") == []
+
+
+def test_a_malformed_row_of_fields_is_named_and_the_next_one_is_read(tmp_path: Path) -> None:
+    found = delimited(tmp_path / "a.csv", b'text,n\na,1,2\na\n\xff,1\n"a"b,1\nlast,1\n"open,1\n')
+    assert [number for number, _ in found] == [2, 3, 4, 5, 6, 7]
+    assert found[:3] == [
+        (2, "3 fields, the header has 2"), (3, "1 fields, the header has 2"), (4, "it is not valid UTF-8")
+    ]  # fmt: skip
+    assert found[4] == (6, {"text": "last", "n": "1"})
+    assert "not valid CSV" in found[3][1]
+    assert "not valid CSV" in found[5][1]
+
+
+def test_a_row_without_an_end_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    for data in (b'text\n"' + b"x\n" * 2000, b"text\n" + b"x" * 4000):
+        with pytest.raises(ConfigError, match=r"a\.csv:\d+: a row of more than 1,024 bytes"):
+            delimited(tmp_path / "a.csv", data, row_bytes=1024)
+    with pytest.raises(ConfigError, match="duplicate column 'text'"):
+        delimited(tmp_path / "a.csv", b"text,n,text\n")
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "csv.gz", "csv.zst", "json.gz", "json.zst"])
+def test_a_truncated_or_damaged_archive_is_refused_with_its_row(kind: str, tmp_path: Path) -> None:
+    noise = "".join(map(chr, np.random.default_rng(0).integers(0x4E00, 0x9000, 40)))
+    rows = [{"text": f"{number} {noise[number % 7 :]}" * 9} for number in range(3000)]
+    path = tmp_path / f"a.{kind}"
+    whole = (in_format(kind, tmp_path, rows), path.read_bytes())[1]
+    for damaged in (whole[: len(whole) // 2], whole + b"no archive", b"no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError) as refused:
+            list(find_files(str(path), DataQuery(), MOST)[0].rows())
+        assert str(path) in refused.value.message
+        assert " row" in refused.value.message
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_an_archive_that_expands_too_far_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed_files, "EXPANDED_BYTES", 1000)
+    write_jsonl(path := tmp_path / "a.jsonl", [{"text": "a"}] * 200_000)
+    file = find_files(str(compressed(path, kind)), DataQuery(), MOST)[0]
+    with pytest.raises(ConfigError, match=rf"a\.jsonl\.{kind}, .* expands to more than"):
+        list(file.rows())
+
+
+def test_an_archive_is_decompressed_once_for_rows_that_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def open_counted(path: str) -> Any:
+        opened.append(path)
+        return gzip.GzipFile(path)
+
+    monkeypatch.setitem(compressed_files.OPENERS, ".gz", open_counted)
+    monkeypatch.setattr(compressed_files, "BLOCK_BYTES", 100)
+    file = in_format("jsonl.gz", tmp_path, text_rows(30))
+    positions = [row.position for row in file.rows()]
+    assert len(opened) == 1
+    for n, first in enumerate((0, 10, 20, 5)):
+        assert list(file.columns_at(positions[first : first + 5])) == text_rows(30)[first : first + 5]
+        assert len(opened) == (2, 2, 2, 3)[n]
+    both = [file.columns_at(positions[:9]), file.columns_at(positions[:9])]
+    assert [list(pair) for pair in zip(*both, strict=True)] == [[row, row] for row in text_rows(9)]
 
 
 def test_a_cell_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:

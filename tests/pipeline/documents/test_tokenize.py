@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from kdpipe.pipeline.documents import tokenize as module
-from kdpipe.pipeline.documents.columns import ColumnMapping, Document
+from kdpipe.pipeline.documents.columns import Document
 from kdpipe.pipeline.documents.render import Rendered, Renderer
 from kdpipe.pipeline.documents.segments import Segment
 from kdpipe.pipeline.documents.tokenize import DocumentCounts, DocumentTokens, byte_places, cut, marked, tokenize
@@ -140,7 +140,7 @@ def test_masks_of_conversations_equal_the_slow_reference(turns: list[tuple[str, 
         text += f"{reply}<|im_end|>\n"
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
     tokenizer = byte_level(CHATML)
-    renderer = Renderer(ColumnMapping(form="messages", messages="messages"), DataSettings(), tokenizer)
+    renderer = Renderer({"messages"}, DataSettings(), tokenizer)
     tokens = one(renderer.render(Document(messages=tuple(messages), columns={}), "x"), tokenizer)
     assert tokens.text == text
     starts = [start for start, _ in tokenizer.encode([text], False)[0].offsets]
@@ -188,7 +188,7 @@ def test_a_mask_that_is_not_partial_is_refused_with_its_document(spans: tuple[tu
 
 def chat(template: str, **settings: bool) -> DocumentTokens:
     tokenizer = byte_level(template)
-    renderer = Renderer(ColumnMapping(form="messages", messages="messages"), DataSettings(**settings), tokenizer)
+    renderer = Renderer({"messages"}, DataSettings(**settings), tokenizer)
     messages = [
         {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Ho"), ("user", "?"), ("assistant", "!"))
     ]
