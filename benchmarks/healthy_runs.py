@@ -5,6 +5,7 @@ checks but ok.
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ def settings_for(arguments: argparse.Namespace, recipe: dict[str, Any], seed: in
     }
     for section, values in recipe.items():
         sections[section] = sections.get(section, {}) | values
-    return TrainSettings.model_validate({**sections, "seed": seed, "out": str(out)})
+    return TrainSettings.model_validate_json(json.dumps({**sections, "seed": seed, "out": str(out)}))
 
 
 def numbers_of(out: Path) -> list[str]:

@@ -78,7 +78,7 @@ def schedule(run: RunMetrics) -> Check:
         return passed("schedule", f"{what}; the run is in progress")
     if run.is_finished or kind == "constant" or share < max(RATE_AT_END, floor):
         return passed("schedule", what)
-    do = f"re-run the command to resume, or train anew with --max-steps {run.steps[-1]['step']} for a full decay"
+    do = f"re-run the command to resume, or start another run with --max-steps {run.steps[-1]['step']}"
     return warning("schedule", f"longer than the run, which stopped: {what}", do)
 
 

@@ -32,7 +32,7 @@ from kdpipe.schemas.counts import compact, counted, size
 from kdpipe.schemas.doctor_report import Check, passed, problem, warning
 from kdpipe.schemas.errors import Incompatible, KdpipeError
 from kdpipe.schemas.manifest import Manifest
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.train_settings import CacheSettings, StudentSettings, TrainSettings
 
 # Without a cache a preset student is sized for sequences of this length.
@@ -50,25 +50,17 @@ def check_setup(cache: str | None, teacher: str | None, student: str | None, pro
     collected = _CollectedWarnings(progress)
     setup = _Setup(collected)
     if cache is not None:
-        yield from _checked("cache", lambda: setup.check_cache(cache))
+        yield from setup.checked("cache", lambda: setup.check_cache(cache))
     if teacher is not None:
-        yield from _checked("teacher", lambda: setup.check_teacher(teacher))
+        yield from setup.checked("teacher", lambda: setup.check_teacher(teacher))
     if student is None:
         return
     if setup.cache is not None:
-        yield from _checked("student", lambda: setup.check_student(student))
+        yield from setup.checked("student", lambda: setup.check_student(student))
         if setup.run is not None:
             yield from trial_steps(setup.run, collected)
     elif setup.tokenizer is not None and cache is None:
-        yield from _checked("student", lambda: setup.check_student_without_cache(student))
-
-
-def _checked(name: str, check: Callable[[], list[Check]]) -> list[Check]:
-    """The checks, or the error of one as a problem."""
-    try:
-        return check()
-    except KdpipeError as error:
-        return [problem(name, error.message, error.hint or "see the message")]
+        yield from setup.checked("student", lambda: setup.check_student_without_cache(student))
 
 
 @final
@@ -80,6 +72,14 @@ class _Setup:
         self.cache: Cache | None = None
         self.tokenizer: LoadedTokenizer | None = None
         self.run: Run | None = None
+
+    def checked(self, name: str, check: Callable[[], list[Check]]) -> list[Check]:
+        """The checks, or the error of one as a problem; reading from the Hub may take long."""
+        try:
+            with running(self._progress, Task(name=f"check {name}")):
+                return check()
+        except KdpipeError as error:
+            return [problem(name, error.message, error.hint or "see the message")]
 
     def check_cache(self, name: str) -> list[Check]:
         cache = open_run_cache(CacheSettings(path=name), self._progress, "train")
