@@ -80,6 +80,7 @@ EXAMPLES = {
     """,
     "compare": """
         kdpipe compare runs/a runs/b
+        kdpipe compare runs/a student --teacher --format md
     """,
     "sample": """
         kdpipe sample runs/a

@@ -194,11 +194,25 @@ def evaluate(
         return run(request, shown)
 
 
-def compare(*runs: PathLike | RunResult) -> CompareReport:
-    """Compare runs: settings, metrics, and differences to the first run."""
+def compare(
+    *runs: PathLike | RunResult,
+    teacher: bool = False,
+    cache: PathLike | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> CompareReport:
+    """Compare runs and models by settings, metrics, and differences to the first."""
+    from kdpipe.pipeline.compare import CompareRequest
     from kdpipe.pipeline.compare import compare as run
 
-    return run([os.fspath(folder) for folder in runs])
+    request = CompareRequest(
+        names=[os.fspath(folder) for folder in runs],
+        teacher=teacher,
+        cache=None if cache is None else os.fspath(cache),
+        device=device,
+    )
+    with shown_progress(quiet=not progress) as shown:
+        return run(request, shown)
 
 
 def _parsed(

@@ -61,6 +61,7 @@ AlphaSchedule = Literal["constant", "wsd"]
 RateSchedule = Literal["linear", "cosine", "wsd", "constant"]
 OrderName = Literal["shuffled", "entropy", "length"]
 BestMetric = Literal["loss", "cross_entropy", "kl_teacher", "top1_agreement"]
+ComparedKind = Literal["run", "model", "teacher"]
 EvalMetric = Literal["cross_entropy", "kl_teacher", "top1_agreement", "ece"]
 # How well a cache's targets determine a loss.
 Estimate = Literal["exact", "unbiased", "lower_bound"]
@@ -71,6 +72,7 @@ PrecisionSetting = Literal["auto", PrecisionName]
 GuardPreset = Literal["standard", "fp16-safe", "ultra-stable"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 # How a line or a word is shown on a terminal with colors.
+TableFormat = Literal["text", "md", "csv", "html"]
 TextStyle = Literal["plain", "heading", "best", "warning", "error"]
 # Commands whose settings `kdpipe config` handles.
 ConfiguredCommand = Literal["train", "cache-teacher"]

@@ -6,7 +6,7 @@ Numbers are in nats and means over positions, except in `ByDocument`, which has 
 
 from pydantic import Field, model_validator
 
-from kdpipe.schemas.choices import Estimate, LossName
+from kdpipe.schemas.choices import ComparedKind, Estimate, LossName
 from kdpipe.schemas.records import Record
 
 
@@ -130,14 +130,17 @@ class Difference(Record):
 
 
 class ComparedRun(Record):
-    """One run: its differing settings, its metrics, and their differences to the first run.
+    """A run, a model or the teacher: its differing settings, its metrics, and their differences to the first one.
 
-    `differences` is empty for the first run and for one evaluated on other positions, and has only metrics that mean
-    the same in both runs. `tasks` are metrics of `kdpipe eval --tasks`, by task and metric. `same_objective`: whether
-    the loss is of the first run's objective, None without an evaluation.
+    `differences` is empty for the first one and for one evaluated on other positions, and has only metrics that mean
+    the same in both. `tasks` are metrics of `kdpipe eval --tasks`, by task and metric. `same_objective`: whether the
+    loss is of the first run's objective, None without a loss. `best` names the metrics that are the best of all
+    students; it is empty where they are not comparable.
     """
 
     run: str
+    kind: ComparedKind = "run"
+    best: tuple[str, ...] = ()
     settings: dict[str, str]
     step: int | None
     documents: int | None
@@ -149,7 +152,7 @@ class ComparedRun(Record):
 
 
 class CompareReport(Record):
-    """The report of `kdpipe compare`."""
+    """The report of `kdpipe compare`; the first of `runs` is the reference."""
 
     runs: tuple[ComparedRun, ...]
     notes: tuple[str, ...]

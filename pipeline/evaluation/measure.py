@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpipe.cache.order import SequenceOrder
 from kdpipe.cache.reader import Cache
 from kdpipe.pipeline.batches.batch_order import FixedOrder
 from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch, Targets
 from kdpipe.pipeline.batches.prefetch import StepLoader
-from kdpipe.pipeline.evaluation.tally import EvalTally, EvaluatedRows
+from kdpipe.pipeline.evaluation.tally import EvalTally, EvaluatedRows, evaluated_sequences
 from kdpipe.pipeline.losses.dense_chunk import TeacherHead
 from kdpipe.pipeline.losses.exactness import estimate
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
@@ -189,13 +188,6 @@ class _ObjectiveSums:
             for name, value in self._sums.items()
             if self._counts[name]
         )
-
-
-def evaluated_sequences(cache: Cache, limit: int | None) -> list[int]:
-    """All sequences, or a subset that depends on the cache alone, in stored order."""
-    if limit is None or limit >= len(cache):
-        return list(range(len(cache)))
-    return sorted(SequenceOrder(cache.sequences_by_part, 0).at(np.arange(limit)).tolist())
 
 
 def document_numbers(batch: MicroBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -69,6 +69,11 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder has a model or an adapter, as saved by save_pretrained."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER))
+
+
 def student_folder(name: str) -> str:
     """A student's name; the folder of a run is replaced by its final/."""
     folder = Path(name).expanduser()

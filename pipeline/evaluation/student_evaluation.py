@@ -3,6 +3,7 @@
 In: a request whose paths were checked, the open cache. Out: an `EvalReport`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,10 +33,37 @@ from kdpipe.schemas.train_report import EvalReport, EvalSettings, Evaluation, Ta
 from kdpipe.schemas.train_settings import StudentSettings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStudent:
+    """A loaded student and its evaluation."""
+
+    student: Student
+    tokenizer: CacheTokenizer
+    evaluation: Evaluation
+    settings: EvalSettings
+
+
 def evaluate_student(
     request: EvalRequest, cache: Cache, folder: str, settings: StudentSettings, progress: Progress
 ) -> EvalReport:
     """Evaluate the student in a folder; `settings` name the weights to load, its own or its adapter's base."""
+    measured = load_and_measure(request, cache, folder, settings, progress)
+    evaluation = measured.evaluation
+    tasks, task_notes = _tasks(request, measured.student, measured.tokenizer, progress)
+    _store(request, tasks, progress)
+    return EvalReport(
+        **evaluation.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
+        by_entropy=evaluation.by_entropy,
+        tasks=tasks,
+        settings=measured.settings,
+        notes=(*_notes(cache, evaluation), *task_notes),
+    )
+
+
+def load_and_measure(
+    request: EvalRequest, cache: Cache, folder: str, settings: StudentSettings, progress: Progress
+) -> MeasuredStudent:
+    """The same without tasks."""
     tokenizer = read_cache_tokenizer(cache)
     resolved = resolve_student(settings, tokenizer.ids)
     compatibility = check_compatibility(resolved, settings, tokenizer, cache.manifest)
@@ -56,25 +84,22 @@ def evaluate_student(
             student = Student(lora.merged(Path(folder), student.model), resolved.shape, resolved.ids.count)
     for note in (description_of(student), *compatibility.notes, *student.notes):
         progress.message(note)
-    measured = evaluator.measure(student, precision, progress=progress)
-    tasks, task_notes = _tasks(request, student, tokenizer, progress)
-    _store(request, tasks, progress)
-    return EvalReport(
-        **measured.model_dump(include=set(EvalReport.model_fields) - {"by_entropy"}),
-        by_entropy=measured.by_entropy,
-        tasks=tasks,
+    evaluation = evaluator.measure(student, precision, progress=progress)
+    return MeasuredStudent(
+        student=student,
+        tokenizer=tokenizer,
+        evaluation=evaluation,
         settings=EvalSettings(
             cache=cache.url,
             cache_id=cache.cache_id,
             split=request.split,
             student=request.student,
             sequences=evaluator.n_sequences,
-            documents=len(measured.by_document.numbers),
+            documents=len(evaluation.by_document.numbers),
             limit=request.limit,
             device=str(device),
             precision=precision.name,
         ),
-        notes=(*_notes(cache, measured), *task_notes),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.cache.order import SequenceOrder
+from kdpipe.cache.reader import Cache
 from kdpipe.schemas.choices import Estimate
 from kdpipe.schemas.train_report import Bucket, ByDocument, Evaluation
 
@@ -106,6 +108,13 @@ class EvalTally:
             kl_teacher=columns[2] if self._knows["kl"] else None,
             agreed=tuple(int(n) for n in columns[3]) if self._knows["agreed"] else None,
         )
+
+
+def evaluated_sequences(cache: Cache, limit: int | None) -> list[int]:
+    """All sequences, or a subset that depends on the cache alone, in stored order."""
+    if limit is None or limit >= len(cache):
+        return list(range(len(cache)))
+    return sorted(SequenceOrder(cache.sequences_by_part, 0).at(np.arange(limit)).tolist())
 
 
 def _buckets(entropy_N: Doubles | None, n: int) -> npt.NDArray[np.int64]:

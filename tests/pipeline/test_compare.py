@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 
 from kdpipe.cli.compare import page
-from kdpipe.pipeline.compare import compare
+from kdpipe.pipeline.compare import CompareRequest
+from kdpipe.pipeline.compare import compare as compare_request
 from kdpipe.pipeline.evaluation.stored import FINAL, save_tasks
 from kdpipe.schemas.errors import ConfigError
-from kdpipe.schemas.train_report import Difference, Evaluation, TaskResults
+from kdpipe.schemas.train_report import CompareReport, Difference, Evaluation, TaskResults
 from support.evaluations import evaluation, run_folder
 
 BASE: dict[str, Any] = {"seed": 0, "out": "a", "losses": {"alpha": 0.1, "select": []}, "optimizer": {"lr": 1e-4}}
+
+
+def compare(names: list[str]) -> CompareReport:
+    return compare_request(CompareRequest(names=names))
 
 
 def test_only_settings_that_differ_are_reported(tmp_path: Path) -> None:
@@ -76,6 +81,27 @@ def test_one_run_and_no_run_are_refused(tmp_path: Path) -> None:
         compare([str(tmp_path)])
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         compare([str(tmp_path), str(tmp_path)])
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ConfigError) as refused:
+        compare([str(tmp_path), str(tmp_path)])
+    assert refused.value.hint is not None and "--from-cache" in refused.value.hint
+
+
+def test_the_best_of_each_metric_is_marked_among_students_on_the_same_positions(tmp_path: Path) -> None:
+    better = evaluation(cross_entropy=[290.0, 305.0, 280.0, 299.0], agreed=[10, 10, 10, 10], ece=0.04)
+    other_positions = evaluation(split="train", cross_entropy=[1.0, 1.0, 1.0, 1.0])
+    folders = {"a": evaluation(), "b": better, "c": other_positions}
+    runs = compare([str(run_folder(tmp_path / name, BASE, one)) for name, one in folders.items()]).runs
+    assert runs[0].best == ("top1_agreement",)
+    assert runs[1].best == ("cross_entropy",)
+    assert runs[2].best == ()
+
+
+def test_a_loss_is_best_among_runs_of_one_objective_only(tmp_path: Path) -> None:
+    lower = run_folder(tmp_path / "a", BASE, evaluation(loss=1.0))
+    higher = run_folder(tmp_path / "b", BASE, evaluation(loss=2.0))
+    other = run_folder(tmp_path / "c", {**BASE, "losses": {"alpha": 1.0}}, evaluation(loss=0.5))
+    assert [run.best for run in compare([str(run) for run in (lower, higher, other)]).runs] == [("loss",), (), ()]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +163,6 @@ def test_results_of_tasks_are_shown_without_their_errors(tmp_path: Path) -> None
     assert not [note for note in report.notes if "--limit" in note]
     save_tasks(runs[0], TaskResults(metrics={"mine": {"acc": 0.5}}, limits={"mine": 4}))
     assert [note for note in compare([str(run) for run in runs]).notes if "mine" in note and "--limit" in note]
-    shown = page(report)
-    assert any(line.split() == ["humaneval", "pass@1", "0.2500", "0.5000"] for line in shown.splitlines())
-    assert any(line.split() == ["mine", "acc", "-", "1.0000"] for line in shown.splitlines())
+    cells = [line.split() for line in page(report, columns=120).splitlines()]
+    assert [line[-4:] for line in cells if "humaneval" in line] == [["humaneval", "pass@1", "mine", "acc"]]
+    assert [line[-2:] for line in cells if line[:1] in (["a"], ["b"])][:2] == [["0.2500", "-"], ["0.5000", "1.0000"]]

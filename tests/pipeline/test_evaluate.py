@@ -7,16 +7,19 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from kdpipe.cache import open_cache
-from kdpipe.pipeline.evaluate import EvalRequest, evaluate
+from kdpipe.pipeline.compare import CompareRequest, compare
+from kdpipe.pipeline.evaluate import EvalRequest, evaluate, measure_student
 from kdpipe.pipeline.evaluation import humaneval, sandbox
 from kdpipe.pipeline.evaluation.measure import Evaluator
 from kdpipe.pipeline.evaluation.sandbox import SandboxRefused
 from kdpipe.pipeline.evaluation.stored import CONFIG, load_tasks
+from kdpipe.pipeline.evaluation.teacher_metrics import teacher_metrics
 from kdpipe.pipeline.models.precision import PRECISIONS
 from kdpipe.pipeline.students.presets import TokenIds
 from kdpipe.pipeline.students.saving import save_student
@@ -25,6 +28,7 @@ from kdpipe.schemas.progress import SilentProgress
 from kdpipe.schemas.train_report import TaskResults
 from support.corpora import small_tokenizer
 from support.eval_twin import numbers_of, rows_of
+from support.evaluations import run_folder
 from support.lm_task import local_task
 from support.models import tiny_llama, with_own_code
 from support.recording import RecordingProgress
@@ -72,6 +76,43 @@ def test_the_teacher_has_no_kl_to_itself_beyond_sampling_noise(folder: Path) -> 
     assert abs(report.kl_teacher) < 0.1
     assert report.top1_agreement is not None
     assert report.top1_agreement > 0.99
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_the_teachers_stored_metrics_are_those_of_the_teacher_itself(folder: Path, limit: int | None) -> None:
+    cache = open_cache(folder / "cache", "validation")
+    stored, model = (
+        teacher_metrics(cache, limit, SilentProgress()),
+        evaluate(requested(folder, name="teacher", limit=limit), SilentProgress()),
+    )
+    # Rounded as stored: log-probabilities of labels to 1/64 of a nat and less.
+    assert stored.numbers["cross_entropy"] == pytest.approx(model.cross_entropy, abs=2e-3)
+    assert stored.numbers["ece"] == pytest.approx(model.ece, abs=2e-2)
+    assert stored.evaluation.positions == model.positions
+    entropies = np.concatenate([rows.entropy[rows.loss_mask] for rows in map(cache.rows, range(len(cache)))])
+    if limit is None:
+        assert stored.numbers["teacher_entropy"] == pytest.approx(float(entropies.mean()), rel=1e-5)
+
+
+def test_a_cache_without_predictions_has_no_teacher_metrics(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="bare"):
+        teacher_metrics(open_cache(folder / "bare", "validation"), None, SilentProgress())
+
+
+def test_models_and_the_teacher_are_compared_beside_runs(folder: Path, tmp_path: Path) -> None:
+    request = requested(folder)
+    measured = measure_student(request, SilentProgress())
+    settings = {"cache": {"path": request.cache}, "losses": {"mode": "output"}}
+    run_itself = str(run_folder(tmp_path / "run", settings, measured.model_copy(update={"step": 3, "loss": 1.0})))
+    report = compare(CompareRequest(names=[run_itself, request.student], teacher=True, device="cpu"))
+    first, model, teacher = report.runs
+    assert [(one.kind, one.step) for one in report.runs] == [("run", 3), ("model", None), ("teacher", None)]
+    assert model.numbers == {name: value for name, value in first.numbers.items() if name != "loss"}
+    assert model.differences["cross_entropy"].value == 0
+    assert set(teacher.differences) == {"cross_entropy", "ece"}
+    assert first.best == model.best == teacher.best == ()
+    with_cache = compare(CompareRequest(names=[request.student], teacher=True, cache=request.cache, device="cpu"))
+    assert [one.kind for one in with_cache.runs] == ["model", "teacher"]
 
 
 def test_split_and_limit_are_in_the_report(folder: Path) -> None:

@@ -63,6 +63,8 @@ VOLATILE = (
     (r"-?\d[\d,]*\.?\d*(e-?\d+)? ?(%|nats|positions/s)(?!\w)", r"# \2"),
     (r"[+-]?\d[\d,]*\.\d+(e-?\d+)?|\b\d{1,3}(,\d{3})+\b|\b\d+e-\d+\b", "#"),
     (r"(?<=\S)  +(?=#)", "  "),
+    # The mark of the best value.
+    (r"(?<=#)( %)?\*", r"\1"),
 )
 SAMPLE = r"^(  (?:teacher|labels|distilled) +)[^C\s].*\n(?: {13}\S.*\n)*"
 DAMAGED = {"cache-verify-damaged": ["cache", "verify", "copy"]}

@@ -10,8 +10,8 @@ import torch
 from kdpipe.cache import Cache, open_cache
 from kdpipe.pipeline.batches.collate import BatchContents
 from kdpipe.pipeline.batches.micro_batch import MicroBatch
-from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective, document_numbers, evaluated_sequences
-from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES
+from kdpipe.pipeline.evaluation.measure import Evaluator, TrainingObjective, document_numbers
+from kdpipe.pipeline.evaluation.tally import ENTROPY_EDGES, evaluated_sequences
 from kdpipe.pipeline.losses.dense_chunk import teacher_head
 from kdpipe.pipeline.losses.head_chunks import HeadLosses
 from kdpipe.pipeline.losses.objective import Objective

@@ -12,7 +12,7 @@ import transformers
 from kdpipe.cache.opening import open_cache
 from kdpipe.cli.flags import Flag, ParsedFlags
 from kdpipe.cli.load_settings import train_settings
-from kdpipe.pipeline.compare import compare
+from kdpipe.pipeline.compare import CompareRequest, compare
 from kdpipe.pipeline.training import finalize, memorization
 from kdpipe.pipeline.training.run import micro_batch_size
 from kdpipe.schemas.errors import CacheDamaged, CacheIncomplete, ConfigError, Incompatible, KdpipeError
@@ -288,7 +288,7 @@ def test_a_shifted_loss_is_named_so_wherever_it_is_shown(folder: Path) -> None:
     best, evaluation = values["shifted"].best, values["shifted"].evaluation
     assert best is not None and best.metric == "loss_shifted"
     assert evaluation is not None and "loss" not in evaluation
-    first, second = compare([str(folder / f"run-{name}") for name in ("shifted", "true")]).runs
+    first, second = compare(CompareRequest(names=[str(folder / f"run-{name}") for name in ("shifted", "true")])).runs
     assert ("loss_shifted" in first.numbers, "loss" in first.numbers) == (True, False)
     assert ("loss_shifted" in second.numbers, "loss" in second.numbers) == (False, True)
 
