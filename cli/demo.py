@@ -18,7 +18,7 @@ from kdpipe.cli.common_options import Devices
 from kdpipe.cli.progress import hidden_messages
 from kdpipe.cli.quantities import size
 from kdpipe.cli.sample import continuations
-from kdpipe.schemas.errors import Interrupted
+from kdpipe.schemas.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from kdpipe.pipeline.demo import DemoPaths, DemoResult
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 SMALL = ("--batch-size", "4")
 SHORT_TEXT = 125
-# The commands of the demo with --devices.
+# The commands of the demo with --devices, except tokenization, which runs no model.
 COMPUTE = ("plan", "cache-teacher", "train", "eval")
 NEXT = (
     ["plan", "--teacher", "TEACHER", "--data", "corpus.jsonl"],
@@ -87,7 +87,7 @@ def _run_briefly(run: Callable[[list[str]], int], stage: Stage) -> int:
         code = run([*stage.words, "--json"])
     if code == 0 and stage.result is not None:
         console.note(f"    {stage.result(json.loads(reply.getvalue()))}")
-    elif code not in (0, Interrupted.exit_code):
+    elif code not in (0, UsageError.exit_code, Interrupted.exit_code):
         console.note(f"see all of its output with: kdpipe {shlex.join(stage.words)}")
     return code
 
@@ -111,7 +111,7 @@ def resume_command(paths: "DemoPaths", devices: str = "auto") -> list[str]:
 def stages(paths: "DemoPaths", devices: str = "auto") -> Iterator[Stage]:
     """The commands in order."""
     for stage in _stages(paths):
-        has_devices = stage.words[0] in COMPUTE or "--against" in stage.words
+        has_devices = "--against" in stage.words or (stage.words[0] in COMPUTE and "none" not in stage.words)
         yield replace(stage, words=stage.words + _on(devices)) if has_devices else stage
 
 

@@ -125,6 +125,16 @@ def test_every_command_that_a_demo_shows_is_one(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
 
 
+def test_devices_are_passed_to_the_commands_that_run_a_model(tmp_path: Path) -> None:
+    commands = list(stages(DemoPaths(out=tmp_path, steps=9), "cpu"))
+    on_device = [stage.words[0] for stage in commands if stage.words[-2:] == ["--devices", "cpu"]]
+    assert on_device == ["train", "plan", "cache-teacher", "cache", "train", "train", "eval", "eval"]
+    tokenize = commands[0].words
+    assert "--devices" not in tokenize
+    no_teacher = [*tokenize[: tokenize.index("--tokenizer")], "--devices", "cpu", "--data", "x", "--out", "y"]
+    assert real(no_teacher) == 2, "tokenization would be refused with it"
+
+
 def test_both_students_are_trained_for_equally_many_steps_and_differ_in_the_mode_alone(tmp_path: Path) -> None:
     paths = DemoPaths(out=tmp_path, steps=9)
     commands = [stage.words for stage in stages(paths)]
