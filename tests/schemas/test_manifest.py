@@ -136,7 +136,7 @@ def test_every_bound_binds(kind: Any, settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("bounds", [(1, 2), (0, 0), (0, 3, 3), (0, 5, 4)])
 def test_a_plan_whose_bounds_do_not_increase_is_refused(bounds: tuple[int, ...]) -> None:
-    with pytest.raises(ValidationError, match="bounds must start at 0 and increase"):
+    with pytest.raises(ValidationError, match=r"bounds.*start.*0.*increase"):
         SplitPlan(name="train", bounds=bounds)
 
 
@@ -174,9 +174,9 @@ def remade(manifest: Manifest, **changes: Any) -> Manifest:
 
 def test_a_temperature_so_low_that_log_z_does_not_fit_is_refused() -> None:
     assert log_z_quantizer(0.2, 152_000).sign == -1
-    with pytest.raises(ValueError, match=r"log_z at temperature 0\.1 does not fit into its codes"):
+    with pytest.raises(ValueError, match=r"log_z.*temperature 0\.1.*not fit.*codes"):
         log_z_quantizer(0.1, 152_000)
-    with pytest.raises(ValueError, match=r"log_z at temperature 0\.1 does not fit into its codes"):
+    with pytest.raises(ValueError, match=r"log_z.*temperature 0\.1.*not fit.*codes"):
         default_arrays(TargetSpec(keep=THRESHOLD, temperatures=(0.1,)), HiddenSpec(), 152_000)
     fits = TargetSpec(keep=THRESHOLD, temperatures=(0.1,))
     assert default_arrays(fits, HiddenSpec(), 500).row.columns[-1].name == "log_z@0.1"
@@ -206,9 +206,9 @@ def test_tables_and_teacher_must_be_those_that_the_targets_need() -> None:
     with pytest.raises(ValidationError, match=r"tables lacks output_bias of type float32 and shape \[9\]"):
         remade(manifest, tables=manifest.tables[:2])
     huge = Table(name="huge", dtype="float32", shape=(1 << 32, 1 << 4))
-    with pytest.raises(ValidationError, match="tables hold more than 68,719,476,736 bytes"):
+    with pytest.raises(ValidationError, match=r"tables.*68,719,476,736 bytes"):
         remade(manifest, tables=(*manifest.tables, huge))
-    with pytest.raises(ValidationError, match="targets of kind state need a teacher"):
+    with pytest.raises(ValidationError, match=r"targets.*kind state.*teacher"):
         remade(manifest, teacher=None)
     tables = expected_tables(TargetSpec(keep=State(width=6, head_dtype="bfloat16")), HiddenSpec(), 9)
     assert [table.n_bytes for table in tables] == [36, 9 * 6 * 2]
@@ -225,14 +225,14 @@ def test_a_part_cannot_count_more_than_it_has() -> None:
     fine = PART
     assert PartRecord(**fine).n_entries == 3
     scaled = {"n_rows": 3, "largest_excess": 0.5, "median_excess": 0.25}
-    with pytest.raises(ValidationError, match="more rows are scaled than there are positions"):
+    with pytest.raises(ValidationError, match=r"rows.*scaled.*positions"):
         PartRecord(**{**fine, "scaled": scaled})
     with pytest.raises(ValidationError):
         PartRecord(**{**fine, "scaled": {**scaled, "n_rows": 1, "largest_excess": 1e308}})
     with pytest.raises(ValidationError, match="n_positions is above n_rows"):
         PartRecord(**{**fine, "n_positions": 3})
     for name in ("n_exact", "n_draws"):
-        with pytest.raises(ValidationError, match="there are more entries than rows can hold"):
+        with pytest.raises(ValidationError, match=r"entries.*rows"):
             PartRecord(**{**fine, name: 2 * 4096 + 1})
     for name in ("/x", "a//b", "A", "a/b/c/d/e/f", ""):
         with pytest.raises(ValidationError):
@@ -246,7 +246,7 @@ def test_duplicates_are_a_key_of_a_split_only_where_they_are_counted() -> None:
     counted = SplitPlan(name="train", bounds=(0, 4), duplicates=3)
     assert read_record(SplitPlan, counted.to_json(), "x") == counted
     null = canonical({**json.loads(unknown.to_json()), "duplicates": None})
-    with pytest.raises(FileDamaged, match="x is not in canonical form"):
+    with pytest.raises(FileDamaged, match=r"x.*not.*canonical form"):
         read_record(SplitPlan, null, "x")
     for wrong in (4, -1):
         with pytest.raises(ValidationError):
@@ -260,7 +260,7 @@ def test_scaled_rows_are_a_key_of_a_part_only_where_there_are_some() -> None:
     some = PartRecord(**PART, scaled=ScaledRows(n_rows=2, largest_excess=0.5, median_excess=0.25))
     assert read_record(PartRecord, some.to_json(), "part.json") == some
     null = canonical({**json.loads(without.to_json()), "scaled": None})
-    with pytest.raises(FileDamaged, match=r"part\.json is not in canonical form"):
+    with pytest.raises(FileDamaged, match=r"part\.json.*not.*canonical form"):
         read_record(PartRecord, null, "part.json")
 
 

@@ -154,7 +154,7 @@ def test_a_newer_minor_version_may_have_keys_that_are_not_known() -> None:
     assert newer.model_dump() == plain.model_dump()
     assert newer.sha256 != plain.sha256
     value["seed"] = "seven"
-    with pytest.raises(FileDamaged, match=r"manifest\.json: seed: input should be a valid integer"):
+    with pytest.raises(FileDamaged, match=r"manifest\.json: seed.*input.*valid integer"):
         read_manifest(canonical(value), "manifest.json")
 
 

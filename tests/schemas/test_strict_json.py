@@ -53,7 +53,7 @@ def test_bounds_hold_at_their_edges() -> None:
     with pytest.raises(FileDamaged, match="nested deeper"):
         parse(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "here")
     assert parse(b"[1,2]", "here", max_bytes=5) == [1, 2]
-    with pytest.raises(FileDamaged, match="here has 5 bytes, at most 4 are allowed"):
+    with pytest.raises(FileDamaged, match=r"5 bytes.*most 4.*allowed"):
         parse(b"[1,2]", "here", max_bytes=4)
     assert len(parse(b"{" + b",".join(b'"%d":1' % n for n in range(MAX_KEYS)) + b"}", "here")) == MAX_KEYS
 

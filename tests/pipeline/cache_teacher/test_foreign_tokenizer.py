@@ -155,7 +155,7 @@ def test_a_forged_tokenizer_is_found_by_every_byte_and_by_every_use(folder: Path
         assert "it is another tokenizer than the manifest states" in problems[0].what
     report = verify_against(str(forged), str(folder / "teacher"), 4, SilentProgress())
     assert not report.ok and [problem.file for problem in report.problems] == ["tokenizer/tokenizer.json"]
-    with pytest.raises(CacheDamaged, match="it is another tokenizer than the manifest states"):
+    with pytest.raises(CacheDamaged, match=r"tokenizer.*manifest"):
         read_cache_tokenizer(open_cache(forged))
     for more in (["--verify", "never"], []):
         given = ["train", "--from-cache", str(forged), "--student", "tiny", "--out", str(tmp_path / "run"), *more]
@@ -186,9 +186,7 @@ def test_files_that_are_loaded_as_another_tokenizer_are_refused(folder: Path, tm
     manifest["tokenizer"]["files"]["tokenizer_config.json"] = {"bytes": len(data), "sha256": sha256_hex(data)}
     (path / layout.MANIFEST).write_bytes(canonical(manifest))
     reseal(path)
-    with pytest.raises(
-        CacheDamaged, match="transformers loads a tokenizer of 516 ids from its files, the cache has 512"
-    ):
+    with pytest.raises(CacheDamaged, match=r"transformers.*tokenizer.*516 ids.*files.*cache.*512"):
         read_cache_tokenizer(open_cache(path))
 
 
@@ -197,7 +195,7 @@ def test_a_forged_tokenizer_is_not_merged_with_the_true_one(folder: Path, forged
     settings = settings_for(folder, data={"path": str(tmp_path / "more.jsonl")})
     run(settings.model_copy(update={"out": str(tmp_path / "true")}))
     for order in ((forged, tmp_path / "true"), (tmp_path / "true", forged)):
-        with pytest.raises(CacheDamaged, match="it is another tokenizer than the manifest states"):
+        with pytest.raises(CacheDamaged, match=r"tokenizer.*manifest"):
             merge([str(path) for path in order], str(tmp_path / "merged"))
     assert not (tmp_path / "merged").exists()
     assert merge([str(folder / "cache"), str(tmp_path / "true")], str(tmp_path / "merged")).parts.made > 1

@@ -210,7 +210,7 @@ def test_another_teacher_in_the_same_folder_is_refused(
 ) -> None:
     make_tokenizer(tiny_llama(tmp_path / "teacher", vocabulary=VOCABULARY, seed=1), vocabulary=VOCABULARY)
     settings = settings_for(folder, "whole", sequences=SMALL_PARTS, teacher={"name": str(tmp_path / "teacher")})
-    with pytest.raises(ConfigError, match=r"the teacher's weights: existing \w{8}\.\.\., requested"):
+    with pytest.raises(ConfigError, match=r"teacher's weights.*existing \w{8}\.\.\.,"):
         run(settings)
 
 

@@ -71,7 +71,7 @@ def test_what_fails_in_the_thread_is_raised_where_the_part_is_made(tmp_path: Pat
     cache = begin_cache(tmp_path / "cache")
     writing = WritingThread(cache, lambda number: None)
     sequence, block = part_of(SMALL, 2)[0]  # of another part than the one it is given to
-    with pytest.raises(CacheWriteError, match="part 0 holds documents 0 to 3"):
+    with pytest.raises(CacheWriteError, match=r"part 0.*documents 0.*3"):
         with writing.part(0) as part:
             for _ in range(n):
                 part.add(sequence, block)

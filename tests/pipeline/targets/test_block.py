@@ -142,7 +142,7 @@ def test_hidden_states_pass_through_and_masked_rows_are_empty() -> None:
 def test_positions_that_were_not_reduced_are_missed() -> None:
     spec = targets(TopK(k=4))
     reduced = reduce_rows(spec, all_rows(SIZE)[:5], torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"6 positions .* 5 were reduced"):
+    with pytest.raises(ValueError, match=r"6 positions .* 5.*reduced"):
         to_block([reduced], np.ones(6, bool), spec)
 
 
@@ -150,5 +150,5 @@ def test_a_wrong_tail_does_not_pass_the_writer(tmp_path: Path) -> None:
     given = answered(targets(Threshold(tau=1 / 25)), all_rows(SIZE))
     assert given.block.log_tail is not None
     wrong = replace(given, block=replace(given.block, log_tail=given.block.log_tail * 2))
-    with pytest.raises(CacheWriteError, match="do not sum to 1"):
+    with pytest.raises(CacheWriteError, match=r"not sum.*1"):
         read_back(wrong, tmp_path / "cache")

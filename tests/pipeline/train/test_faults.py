@@ -352,7 +352,7 @@ def test_persistent_faults_stop_the_run_with_a_checkpoint_and_advice(
 ) -> None:
     _in_states(monkeypatch, Attempts(monkeypatch, lambda n: n >= 4))
     changes = SETTINGS | {"guard": {"patience": 2, "rollbacks": 1}, "saving": {"every": 2}}
-    with pytest.raises(KdpipeError, match="step 2: 2 bad steps in a row after 1 rollback") as error:
+    with pytest.raises(KdpipeError, match=r"step 2: 2 bad steps.*row.*1 rollback") as error:
         run(settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")}))
     assert error.value.exit_code == 1 and "--precision" in str(error.value.hint)
     assert "--resume-from STEP" in str(error.value.hint)
@@ -370,7 +370,7 @@ def test_a_stopped_run_can_be_steered_from_a_checkpoint(
     settings = settings_for(folder, **changes).model_copy(update={"out": str(tmp_path / "run")})
     with monkeypatch.context() as patched:
         _in_states(patched, Attempts(patched, lambda n: n >= 4))
-        with pytest.raises(KdpipeError, match="training stopped at step 3"):
+        with pytest.raises(KdpipeError, match=r"training stopped.*step 3"):
             run(settings)
     slower = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"lr": 1e-3})})
     with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.003 -> 0\.001") as refused:

@@ -66,7 +66,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
     out = with_anothers(folder, tmp_path, stopped, case)
     settings, difference = shaped(folder, out), OTHERS[case][1]
     before = sorted(path.name for path in (out / "checkpoints").iterdir())
-    with pytest.raises(ConfigError, match="step-000006 is of another run") as refused:
+    with pytest.raises(ConfigError, match=r"step-000006.*run") as refused:
         run(settings, resume_from="6")
     assert refused.value.exit_code == 2 and difference in refused.value.message
     # Also when no other is left.
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
 
 def test_a_checkpoint_with_another_learning_rate_is_of_another_run(folder: Path, tmp_path: Path, stopped: Path) -> None:
     out = with_anothers(folder, tmp_path, stopped, "learning rate")
-    with pytest.raises(ConfigError, match="step-000006 is of another run"):
+    with pytest.raises(ConfigError, match=r"step-000006.*run"):
         run(shaped(folder, out, optimizer={"lr": 1e-3}), resume_from="6")
 
 

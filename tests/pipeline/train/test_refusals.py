@@ -34,7 +34,7 @@ def test_a_run_out_of_memory_resumes_in_smaller_micro_batches(folder: Path, monk
         return step(*given)
 
     monkeypatch.setattr(loop, "forward_backward", fail_in_the_fifth)
-    with pytest.raises(KdpipeError, match=r"out of memory at step 5: CUDA out of memory. Tried to") as raised:
+    with pytest.raises(KdpipeError, match=r"memory.*step 5: CUDA.*memory. Tried") as raised:
         run(small(folder, "short"))
     assert raised.value.exit_code == 1
     assert "--set machine.portion=1 or --set student.gradient" in str(raised.value.hint)
@@ -65,7 +65,7 @@ def test_resume_from_excludes_overwrite_and_dry_run(folder: Path) -> None:
 
 def test_a_dry_run_refuses_the_folder_that_the_run_would_refuse(folder: Path) -> None:
     run(settings_for(folder, "taken", run={"max_steps": 1}))
-    with pytest.raises(ConfigError, match=r"cannot lengthen the run of 1 step "):
+    with pytest.raises(ConfigError, match=r"lengthen.*run.*1 step"):
         run(settings_for(folder, "taken"), dry_run=True)
 
 

@@ -352,7 +352,7 @@ def test_an_incomplete_cache_is_refused_with_the_number_of_missing_parts(folder:
     for part in sorted((partial / "parts").iterdir())[1:2]:
         _remove(part)
     settings = settings_for(folder, kept=str(partial)).model_copy(update={"out": str(tmp_path / "run")})
-    with pytest.raises(CacheIncomplete, match=r"1 of \d+ parts are missing") as refused:
+    with pytest.raises(CacheIncomplete, match=r"1.*\d+ parts.*missing") as refused:
         run(settings)
     assert refused.value.exit_code == 2
     allowed = settings.model_copy(update={"cache": settings.cache.model_copy(update={"allow_partial": True})})

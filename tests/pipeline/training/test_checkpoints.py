@@ -271,9 +271,7 @@ def test_a_missing_or_damaged_checkpoint_is_refused_with_the_available_ones(tmp_
         choose(tmp_path, "step-000030", MINE, silent)
     assert "step-000010, step-000020" in str(raised.value.hint)
     damage_of(tmp_path / "checkpoints" / "step-000010", "model.safetensors", "zeros")
-    with pytest.raises(
-        ConfigError, match=r"checkpoints/step-000010 is damaged: the digest of model\.safetensors"
-    ) as raised:
+    with pytest.raises(ConfigError, match=r"checkpoints/step-000010.*damaged.*digest.*model\.safetensors") as raised:
         choose(tmp_path, "10", MINE, silent)
     assert "step-000020" in str(raised.value.hint)
     assert names(tmp_path) == ["step-000010", "step-000020"]
@@ -292,7 +290,7 @@ def test_a_checkpoint_of_another_run_is_skipped_with_a_warning(tmp_path: Path) -
     (line,) = warnings
     assert all(part in line for part in ("step-000020", "losses.alpha: 0.5 -> 0.1", "seed: 1 -> 0"))
     assert of_step(tmp_path, 20, MINE) is None
-    with pytest.raises(ConfigError, match=r"checkpoints/step-000020 is of another run: .*seed: 1 -> 0") as raised:
+    with pytest.raises(ConfigError, match=r"checkpoints/step-000020.*run.*seed: 1 -> 0") as raised:
         choose(tmp_path, "20", MINE, silent)
     assert raised.value.exit_code == 2
     assert names(tmp_path) == ["step-000010", "step-000020"]
@@ -302,7 +300,7 @@ def test_a_run_with_checkpoints_of_other_runs_only_is_refused(tmp_path: Path) ->
     save(tmp_path, of_run(10, seed=2), keep=9)
     damage_of(save(tmp_path, of_run(20, seed=1), keep=9), "model.safetensors", "zeros")
     warnings: list[str] = []
-    with pytest.raises(ConfigError, match=r"step-000020 is damaged: .*step-000010 is of another run: seed: 2 -> 0"):
+    with pytest.raises(ConfigError, match=r"step-000020.*damaged.*step-000010.*run.*seed.*2 -> 0"):
         latest(tmp_path, MINE, warnings.append)
     assert len(warnings) == 2
 
@@ -323,9 +321,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path) -> N
     for step, file in ((10, "state.json"), (20, "model.safetensors")):
         damage_of(save(tmp_path, contents(step), keep=9), file, "zeros")
     for refused_by in (latest, to_resume):
-        with pytest.raises(
-            ConfigError, match=r"step-000020 is damaged: .*model.*step-000010 is damaged: .*state"
-        ) as raised:
+        with pytest.raises(ConfigError, match=r"step-000020.*damaged.*model.*step-000010.*damaged.*state") as raised:
             refused_by(tmp_path, MINE, lambda _text: None)
         assert raised.value.exit_code == 2 and "--overwrite" in str(raised.value.hint)
     assert names(tmp_path) == ["step-000010", "step-000020"]
