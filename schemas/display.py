@@ -33,6 +33,8 @@ def _short(value: Any) -> str:
         return f"{type(value).__name__}(...)"
     if isinstance(value, str):
         return repr(_cut(value, MAX_TEXT))
+    if isinstance(value, float):
+        return f"{value:.5g}"
     if isinstance(value, Mapping):
         return f"<{len(value)} keys>" if len(value) > 1 else repr(dict(value))[:MAX_TEXT]
     if isinstance(value, Sequence):
