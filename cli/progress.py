@@ -235,23 +235,31 @@ def _fact(name: str, value: float | int, digits: int) -> str:
 
 @final
 class Log:
-    """Prints a line every half minute."""
+    """Prints a line every half minute, also of a task without updates."""
 
     def __init__(self, seconds_between: float, clock: Clock = time.monotonic) -> None:
         self._seconds_between, self._clock = seconds_between, clock
         self._line: Line = _no_line
-        self._printed_at = clock()
+        self._printed_at, self._lock, self._stopped = clock(), threading.Lock(), threading.Event()
 
     def start(self, line: Line) -> None:
-        self._line, self._printed_at = line, self._clock()
+        self._line, self._printed_at, self._stopped = line, self._clock(), threading.Event()
+        threading.Thread(target=self._watch, args=(self._stopped,), daemon=True).start()
 
     def changed(self) -> None:
-        if self._clock() - self._printed_at >= self._seconds_between:
+        with self._lock:
+            if self._clock() - self._printed_at < self._seconds_between:
+                return
             self._printed_at = self._clock()
-            console.note(self._line(None))
+        if text := self._line(None):
+            console.note(text)
 
     def stop(self) -> None:
-        pass
+        self._stopped.set()
+
+    def _watch(self, stopped: threading.Event) -> None:
+        while not stopped.wait(min(self._seconds_between / 10, threading.TIMEOUT_MAX)):
+            self.changed()
 
     def print(self, text: str) -> None:
         console.note(text)

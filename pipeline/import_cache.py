@@ -38,7 +38,7 @@ from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.interop import ImportReport, ImportSettings
 from kdpipe.schemas.manifest import Manifest, expected_tables
 from kdpipe.schemas.part import ScaledRows
-from kdpipe.schemas.progress import Progress, Task, TaskUpdate
+from kdpipe.schemas.progress import Progress, Task, TaskUpdate, running
 from kdpipe.schemas.target_kinds import Imported
 from kdpipe.schemas.targets import HiddenSpec, TargetSpec
 
@@ -56,7 +56,8 @@ def import_cache(settings: ImportSettings, progress: Progress) -> ImportReport:
     n = len(source.files)
     files = "1 file" if n == 1 else f"{n:,} files"
     progress.message(f"source     {files} of {settings.source_format}: {source.form.info.alignment}")
-    survey = source.survey(settings)
+    with running(progress, Task(name="read rows")):
+        survey = source.survey(settings)
     if not survey.n_positions:
         raise ConfigError("no row has a position to train on", hint="check the masks and labels of the source")
     progress.message(

@@ -24,7 +24,7 @@ from kdpipe.pipeline.requantization.requantize_spec import requantized_manifest
 from kdpipe.pipeline.requantization.requantize_states import StateTargets
 from kdpipe.schemas.differences import differing_keys
 from kdpipe.schemas.manifest import Manifest, Origin
-from kdpipe.schemas.progress import Progress, SilentProgress
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, running
 from kdpipe.schemas.reshape import RequantizeSpec, ReshapeReport
 
 MAX_NOTE = 2000
@@ -39,9 +39,11 @@ def requantize(
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
     """Requantize a cache, or resume an interrupted run."""
-    source = open_source(url, retry_policy)
-    manifest = plan_requantization(source, spec)
-    records = [source.record(row.part) for row in source.cache.parts]
+    progress = progress or SilentProgress()
+    with running(progress, Task(name="read cache")):
+        source = open_source(url, retry_policy)
+        manifest = plan_requantization(source, spec)
+        records = [source.record(row.part) for row in source.cache.parts]
     plan = RebuildPlan(
         action="requantize",
         manifest=manifest,
@@ -66,7 +68,7 @@ def requantize(
             new_part.scaled = record.scaled
             new_part.batches_halved = record.batches_halved
 
-    return make(out, plan, progress or SilentProgress(), rewrite)
+    return make(out, plan, progress, rewrite)
 
 
 def plan_requantization(source: SourceCache, spec: RequantizeSpec) -> Manifest:

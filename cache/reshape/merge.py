@@ -27,7 +27,7 @@ from kdpipe.schemas.counts import counted
 from kdpipe.schemas.differences import differing_settings
 from kdpipe.schemas.errors import ConfigError, Incompatible
 from kdpipe.schemas.manifest import Manifest, Origin, expected_tables
-from kdpipe.schemas.progress import Progress, SilentProgress
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, running
 from kdpipe.schemas.reshape import ReshapeReport
 
 # The maximum in an entry of a manifest's history.
@@ -48,9 +48,10 @@ def merge(
         raise ConfigError(
             f"cannot merge {len(urls):,} caches at once, the maximum is {MAX_CACHES:,}", hint="merge some of them first"
         )
-    return make(
-        out, plan_merge([open_source(url, retry_policy) for url in urls], overlap), progress or SilentProgress()
-    )
+    progress = progress or SilentProgress()
+    with running(progress, Task(name="compare documents")):
+        plan = plan_merge([open_source(url, retry_policy) for url in urls], overlap)
+    return make(out, plan, progress)
 
 
 def plan_merge(sources: Sequence[SourceCache], overlap: Overlap) -> RebuildPlan:

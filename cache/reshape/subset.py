@@ -28,7 +28,7 @@ from kdpipe.cache.stores.retries import RetryPolicy
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.manifest import Manifest, Origin
 from kdpipe.schemas.part import PartRecord
-from kdpipe.schemas.progress import Progress, SilentProgress
+from kdpipe.schemas.progress import Progress, SilentProgress, Task, running
 from kdpipe.schemas.reshape import DocumentSelection, ReshapeReport
 
 
@@ -52,7 +52,10 @@ def subset(
     progress: Progress | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> ReshapeReport:
-    return make(out, plan_subset(open_source(url, retry_policy), selection), progress or SilentProgress())
+    progress = progress or SilentProgress()
+    with running(progress, Task(name="select documents")):
+        plan = plan_subset(open_source(url, retry_policy), selection)
+    return make(out, plan, progress)
 
 
 def plan_subset(source: SourceCache, selection: DocumentSelection) -> RebuildPlan:

@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 from kdpipe.cli import console
-from kdpipe.cli.common_options import AnyCache, Json, RetryFor, retries
+from kdpipe.cli.common_options import AnyCache, Json, Quiet, RetryFor, retries
 from kdpipe.cli.console import Fact
+from kdpipe.cli.progress import shown_progress
 from kdpipe.schemas.counts import counted
+from kdpipe.schemas.progress import Task, running
 
 if TYPE_CHECKING:
     from kdpipe.schemas.manifest import Origin
@@ -18,12 +20,14 @@ SPLIT_COLUMNS = ("parts", "documents", "sequences", "rows", "positions")
 def inspect(
     cache: AnyCache,
     retry_for: RetryFor = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Show a cache's origin, contents, fidelity and size."""
     from kdpipe.cache.inspect import inspect_cache
 
-    summary = inspect_cache(cache, retries(retry_for))
+    with shown_progress(quiet=quiet) as progress, running(progress, Task(name="read cache")):
+        summary = inspect_cache(cache, retries(retry_for, progress.message))
     if json:
         console.document(summary.model_dump(mode="json"))
     else:

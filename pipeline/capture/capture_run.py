@@ -57,7 +57,8 @@ def work(settings: CaptureSettings, shard: WorkerShard, progress: Progress, retr
         CaptureTally(started=time.perf_counter()),
         RetryPolicy(budget=retry_for, report=progress.message),
     )
-    extension = open_extension(settings, retry_policy)
+    with running(progress, Task(name="read cache")):
+        extension = open_extension(settings, retry_policy)
     tokenizer, capture_plan = check_before_reading(settings, progress)
     inputs = read_inputs(settings, progress, tokenizer)
     with running(progress, Task(name="load teacher")):
@@ -68,10 +69,11 @@ def work(settings: CaptureSettings, shard: WorkerShard, progress: Progress, retr
     if extension is not None:
         source, manifest = extension.source, extension.extended(manifest, settings.teacher)
         inputs = replace(inputs, corpus=inputs.corpus.continuing(extension.documents, extension.known))
-    cache, request = begin_cache(settings.out, manifest, inputs, teacher, source, retry_policy)
-    check_description(settings, cache.manifest)
-    if extension is not None:
-        extension.adopt(cache, shard)
+    with running(progress, Task(name="prepare cache")):
+        cache, request = begin_cache(settings.out, manifest, inputs, teacher, source, retry_policy)
+        check_description(settings, cache.manifest)
+        if extension is not None:
+            extension.adopt(cache, shard)
     follower = ProgressFollower(cache, inputs.corpus, shard, progress)
     maker = PartCapture(cache, inputs.corpus, teacher, request, tally)
     maker.make(part_numbers(cache, shard), follower.update, follower.committed)
@@ -102,7 +104,8 @@ def dry_run(settings: CaptureSettings, progress: Progress, retry_for: float) -> 
     full_manifest = manifest if extension is None else extension.extended(manifest, settings.teacher)
     if settings.out is not None and is_begun(settings.out, retry_policy):
         check_description(settings, same_manifest(open_store(settings.out, retry_policy), full_manifest, settings.out))
-    trial = run_trial(manifest, inputs, teacher, DRY_RUN_BATCHES * teacher.batch_tokens)
+    with running(progress, Task(name="run two batches")):
+        trial = run_trial(manifest, inputs, teacher, DRY_RUN_BATCHES * teacher.batch_tokens)
     report = _report(settings.out or "", trial.summary, inputs, trial.tally)
     planned = PartCounts(planned=full_manifest.plan.n_parts, present=0, made=0)
     update = {"cache_id": None, "complete": False, "parts": planned, "seconds": tally.seconds}

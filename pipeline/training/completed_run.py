@@ -18,7 +18,7 @@ from kdpipe.schemas.choices import StudentSource
 from kdpipe.schemas.errors import ConfigError, FileDamaged
 from kdpipe.schemas.finished_run import FinishedRun
 from kdpipe.schemas.manifest import FileRecord
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.records import read_record
 from kdpipe.schemas.run_report import TrainReport
 from kdpipe.schemas.strict_json import sha256_file
@@ -41,7 +41,11 @@ def finished_report(
     if options.overwrite or options.dry_run or options.resume_from is not None:
         return None
     record = load(folder)
-    if record is None or not _is_command_of(record, folder, settings, progress) or problem(folder, record) is not None:
+    if record is None or not _is_command_of(record, folder, settings, progress):
+        return None
+    with running(progress, Task(name="check saved student")):
+        is_whole = problem(folder, record) is None
+    if not is_whole:
         return None
     progress.message(f"{folder} is finished: {record.report.steps:,} of {record.report.steps_planned:,} steps are done")
     return relocated(record.report, folder)

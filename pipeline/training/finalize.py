@@ -52,7 +52,9 @@ def save_final(session: Session, state: LoopState) -> SavedStudent:
     student = session.train_state.student
     student.model.eval()
     card = rendered(_card(session, chosen, evaluation))
-    for note in save_student(student, folder / FINAL, run.compatibility.tokenizer_files, card):
+    with running(progress, Task(name="save student")):
+        notes = save_student(student, folder / FINAL, run.compatibility.tokenizer_files, card)
+    for note in notes:
         progress.message(note)
     n_parameters = sum(parameter.numel() for parameter in student.model.parameters())
     with running(progress, Task(name="check saved student")):

@@ -28,7 +28,7 @@ from kdpipe.pipeline.training.run_inputs import RunInputs, open_inputs
 from kdpipe.pipeline.training.schedules import StepPlan
 from kdpipe.schemas.checkpoint import Best, RunRecord
 from kdpipe.schemas.choices import BestMetric, LossName
-from kdpipe.schemas.progress import Progress
+from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.strict_json import canonical, sha256_hex
 from kdpipe.schemas.train_report import loss_name
 from kdpipe.schemas.train_rules import compares_groups
@@ -94,6 +94,8 @@ def plan_run(settings: TrainSettings, progress: Progress, inputs: RunInputs | No
     for text in compatibility.notes:
         progress.message(text)
     check_masses(cache, curriculum, settings.losses.allow_coarse, progress)
+    with running(progress, Task(name="read student")):
+        identity = student_identity(student)
     guard, precision = resolve(settings.guard, settings.optimizer), choose_precision(settings.machine.precision, device)
     metric: BestMetric = settings.evaluation.metric or ("loss" if curriculum.is_constant else "cross_entropy")
     kind, size = student_kind(settings, student), student.shape.n_parameters
@@ -110,9 +112,7 @@ def plan_run(settings: TrainSettings, progress: Progress, inputs: RunInputs | No
     )
     return Run(
         settings=settled,
-        record=RunRecord(
-            settings=settled, cache_id=run_folder.cache_identity(cache), student=student_identity(student)
-        ),
+        record=RunRecord(settings=settled, cache_id=run_folder.cache_identity(cache), student=identity),
         cache=cache,
         validation=inputs.validation,
         student=student,

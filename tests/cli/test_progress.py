@@ -1,11 +1,13 @@
 """Shown progress: one bar on a terminal and in a notebook, a line every half minute in a log, nothing on stdout."""
 
 import io
+import queue
 import sys
 from pathlib import Path
 
 import pytest
 
+from kdpipe.cli import console
 from kdpipe.cli.progress import (
     SECONDS_BETWEEN_LINES,
     Line,
@@ -170,6 +172,15 @@ def test_a_log_gets_a_line_every_half_minute_on_stderr(capsys: pytest.CaptureFix
         "step 90, validation: CE 3.1",
         "warning: step 91 is skipped",
     ]
+
+
+def test_a_log_gets_lines_of_a_task_without_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(console, "note", printed.put)
+    log = Log(0.01)
+    ShownProgress(log).begin(Task(name="load student"))
+    assert printed.get(timeout=60).startswith("load student: ")
+    log.stop()
 
 
 def test_quiet_progress_shows_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:

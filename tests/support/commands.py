@@ -130,7 +130,7 @@ SURFACE: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "cache copy": (set(), {"--parts", "--split", "--without", "--allow-partial", "--retry-for", "--quiet", "--json"}),
-    "cache inspect": (set(), {"--retry-for", "--json"}),
+    "cache inspect": (set(), {"--retry-for", "--quiet", "--json"}),
     "cache merge": (set(), {"--out", "--overlap", "--retry-for", "--quiet", "--json"}),
     "cache requantize": (
         set(),
