@@ -116,10 +116,10 @@ def by_temperature(
     if tail_mass is not None:
         masses.setdefault(repr(1.0), 1 - tail_mass)
     temperatures = sorted({1.0, targets.target_temperature, *targets.temperatures})
-    return {repr(t): _at(t, targets, masses.get(repr(t))) for t in temperatures}
+    return {repr(t): _summary_at(t, targets, masses.get(repr(t))) for t in temperatures}
 
 
-def _at(temperature: float, targets: TargetSpec, mass: float | None) -> TemperatureSummary:
+def _summary_at(temperature: float, targets: TargetSpec, mass: float | None) -> TemperatureSummary:
     at_target = temperature == targets.target_temperature
     if targets.keep.complete or (mass is not None and mass >= EXACT_MASS):
         return TemperatureSummary(targets="exact", kept_mass=mass, shifted=False)

@@ -204,7 +204,7 @@ class Cache:
     def scan(self, max_rows: int = 1 << 14) -> Iterator[Rows]:
         """All sequences in stored order, in blocks of about max_rows rows."""
         for place in range(len(self.parts)):
-            part = self._read(place, _itself)
+            part = self._read(place, _identity)
             starts = part.sequences.row_starts
             first = 0
             while first < len(part.sequences):
@@ -215,7 +215,7 @@ class Cache:
     def locate(self, i: int) -> tuple[PartReader, int]:
         """The part that holds a sequence, and the sequence's number in it."""
         place, number = self._located(i)
-        return self._read(place, _itself), number
+        return self._read(place, _identity), number
 
     def _located(self, i: int) -> tuple[int, int]:
         """The index of a sequence's part in `parts`, and the sequence's number in it."""
@@ -239,7 +239,7 @@ class Cache:
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """How many rows each sequence has, in stored order."""
-        lengths = [np.diff(self._read(place, _itself).sequences.row_starts) for place in range(len(self.parts))]
+        lengths = [np.diff(self._read(place, _identity).sequences.row_starts) for place in range(len(self.parts))]
         return np.concatenate([np.zeros(0, np.int64), *lengths])
 
     def token_bytes(self, i: int) -> npt.NDArray[np.int32]:
@@ -321,7 +321,7 @@ class Cache:
         """The part with this number in the plan."""
         for place, row in enumerate(self.parts):
             if row.part == number:
-                return self._read(place, _itself)
+                return self._read(place, _identity)
         raise CacheIncomplete(f"{self.url} has no part {number}")
 
     def _read(self, place: int, read: Callable[[PartReader], Result]) -> Result:
@@ -380,7 +380,7 @@ def _read_contents(store: Store, allow_partial: bool) -> CacheContents:
     return CacheContents(manifest, *load_index(store, manifest, allow_partial))
 
 
-def _itself(part: PartReader) -> PartReader:
+def _identity(part: PartReader) -> PartReader:
     return part
 
 

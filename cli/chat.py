@@ -34,10 +34,10 @@ def chat(
         progress.message(f"{record.name}: {record.n_parameters:,} parameters in {record.dtype} on {record.device}")
         progress.message("/reset starts over; /exit, Ctrl-D or Ctrl-C ends")
         with interrupts.ending():
-            _converse(conversation)
+            _read_turns(conversation)
 
 
-def _converse(conversation: "Conversation") -> None:
+def _read_turns(conversation: "Conversation") -> None:
     while (line := console.ask("> ")) is not None:
         match line.strip():
             case "":

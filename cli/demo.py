@@ -105,17 +105,17 @@ def _write_script(path: Path, commands: list[Stage]) -> None:
 
 
 def resume_command(paths: "DemoPaths", devices: str = "auto") -> list[str]:
-    return ["demo", "--out", str(paths.out), "--steps", str(paths.steps), *_on(devices)]
+    return ["demo", "--out", str(paths.out), "--steps", str(paths.steps), *_device_options(devices)]
 
 
 def stages(paths: "DemoPaths", devices: str = "auto") -> Iterator[Stage]:
     """The commands in order."""
     for stage in _stages(paths):
         has_devices = "--against" in stage.words or (stage.words[0] in COMPUTE and "none" not in stage.words)
-        yield replace(stage, words=stage.words + _on(devices)) if has_devices else stage
+        yield replace(stage, words=stage.words + _device_options(devices)) if has_devices else stage
 
 
-def _on(devices: str) -> list[str]:
+def _device_options(devices: str) -> list[str]:
     return [] if devices == "auto" else ["--devices", devices]
 
 

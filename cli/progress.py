@@ -158,7 +158,7 @@ class TaskView:
             extent = f"{done:,}{total} {task.unit}"
         if (part := self._part(now)) is not None:
             extent += f" ({share(part)})"
-        left, rate = self._pace(now)
+        left, rate = self._time_and_rate(now)
         return f"{task.name}: {', '.join([extent, *left, *rate, *self._facts(4)])}"
 
     def bar_line(self, now: float, columns: int) -> str:
@@ -170,7 +170,7 @@ class TaskView:
             n_cells = 20 if columns >= WIDE_COLUMNS else 10
             bar = (self._full * round(part * n_cells)).ljust(n_cells, self._empty)
             pieces = [name, bar, f"{share(part):>4}"]
-        left, rate = self._pace(now)
+        left, rate = self._time_and_rate(now)
         facts = zip(self._latest.facts, self._facts(3), strict=True)
         ranked = [*((0, text) for text in left), *((2, text) for text in rate)]
         ranked += [(1 if _is_loss(name) else 3, text) for name, text in facts]
@@ -189,7 +189,7 @@ class TaskView:
         left, passed = self._latest.seconds_left, now - self._began
         return passed / (passed + left) if left is not None and passed > 0 else None
 
-    def _pace(self, now: float) -> tuple[list[str], list[str]]:
+    def _time_and_rate(self, now: float) -> tuple[list[str], list[str]]:
         """The time left and the rate, each none or one text."""
         passed, done = now - self._began, self._latest.done - self.task.done
         rate = done / passed if passed > 0 and done > 0 else None

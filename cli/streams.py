@@ -18,7 +18,7 @@ _GONE = {errno.EPIPE, errno.EIO, errno.ENXIO}
 
 
 @final
-class _Raw(io.RawIOBase):
+class _QuietRawStream(io.RawIOBase):
     """A raw stream that drops what cannot be written; stdout drops everything after its first failure."""
 
     def __init__(self, raw: io.RawIOBase | BinaryIO, name: str, *, is_answer: bool) -> None:
@@ -50,7 +50,7 @@ class _Raw(io.RawIOBase):
             return n_bytes
 
 
-_answers: _Raw | None = None
+_answers: _QuietRawStream | None = None
 
 
 def guard() -> None:
@@ -58,7 +58,7 @@ def guard() -> None:
     global _answers
     if _answers is None:
         for descriptor in (0, OUT, ERR):
-            _occupy(descriptor)
+            _keep_occupied(descriptor)
         sys.stderr, _ = _guarded(sys.stderr, ERR)
         sys.stdout, _answers = _guarded(sys.stdout, OUT)
 
@@ -75,7 +75,7 @@ def lost_answer() -> OSError | None:
     return refusal
 
 
-def _occupy(descriptor: int) -> None:
+def _keep_occupied(descriptor: int) -> None:
     """Keep the descriptor of a closed stream occupied: a file that got it would receive the output of libraries."""
     try:
         os.fstat(descriptor)
@@ -85,14 +85,14 @@ def _occupy(descriptor: int) -> None:
         os.set_inheritable(opened, True)
 
 
-def _guarded(stream: TextIO | None, descriptor: int) -> tuple[TextIO, _Raw]:
+def _guarded(stream: TextIO | None, descriptor: int) -> tuple[TextIO, _QuietRawStream]:
     name = f"<{'stdout' if descriptor == OUT else 'stderr'}>"
     if stream is None:
         closed = io.FileIO(descriptor, "w", closefd=False)
-        raw = _Raw(closed, name, is_answer=descriptor == OUT)
+        raw = _QuietRawStream(closed, name, is_answer=descriptor == OUT)
         return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace", line_buffering=True), raw
     stream.flush()
-    raw = _Raw(getattr(stream.buffer, "raw", stream.buffer), name, is_answer=descriptor == OUT)
+    raw = _QuietRawStream(getattr(stream.buffer, "raw", stream.buffer), name, is_answer=descriptor == OUT)
     by_lines = bool(getattr(stream, "line_buffering", False) or getattr(stream, "write_through", False))
     buffer = io.BufferedWriter(raw)
     return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="replace", line_buffering=by_lines), raw

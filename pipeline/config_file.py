@@ -143,13 +143,13 @@ def _loader() -> "type[yaml.SafeLoader]":
     safe: Any = yaml.SafeLoader
     for name in ("map", "seq", "str", "null"):
         Loader.yaml_constructors[f"{TAG}{name}"] = getattr(safe, f"construct_yaml_{name}")
-    for name, convert in (("bool", _truth), ("int", int), ("float", float)):
+    for name, convert in (("bool", _boolean), ("int", int), ("float", float)):
         Loader.yaml_constructors[f"{TAG}{name}"] = _scalar(convert)
     Loader.yaml_constructors[None] = safe.construct_undefined
     return Loader
 
 
-def _truth(text: str) -> bool:
+def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 

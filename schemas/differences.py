@@ -78,7 +78,7 @@ def differing_keys(existing: Any, requested: Any, place: str = "", form: str = F
 def differing_settings(existing: Any, requested: Any, form: str = FORM) -> list[str]:
     """The differences between two manifests by setting, without those that follow from others."""
     leaves = {re.sub(r"\[\d+\]", "", place): (a, b) for place, a, b in _leaves(existing, requested, "")}
-    named = {_name(place): pair for place, pair in leaves.items() if not _follows(place, leaves)}
+    named = {_name(place): pair for place, pair in leaves.items() if not _is_consequence(place, leaves)}
     order = {name: place for place, name in enumerate(CALLED.values())}
     names = sorted(named, key=lambda name: order.get(name, len(order)))
     return [f"{name}: {form.format(*map(_in_words, named[name]))}" for name in names]
@@ -100,7 +100,7 @@ def _name(place: str) -> str:
     return CALLED[max(known, key=len)] if known else place
 
 
-def _follows(place: str, leaves: dict[str, Any]) -> bool:
+def _is_consequence(place: str, leaves: dict[str, Any]) -> bool:
     others = [other for other in leaves if other != place and not other.startswith(("arrays", "tables"))]
     causes = [cause for key, named in FOLLOWS.items() if f"{place}.".startswith(f"{key}.") for cause in named]
     return any(other.startswith(cause) for cause in causes for other in others)

@@ -23,7 +23,7 @@ def check_devices(devices: str) -> str:
     return devices
 
 
-def _check_one(devices: str) -> str:
+def _check_single_device(devices: str) -> str:
     if "," in check_devices(devices):
         raise ValueError("train uses one device: cpu, cuda, mps, or one GPU such as cuda:0")
     return devices
@@ -36,7 +36,7 @@ def _check_float64(devices: str) -> str:
 
 
 DEVICE_WORDS = ("auto", "cpu", "cuda", "mps", "all")
-StudentDevice = Annotated[str, AfterValidator(_check_one)]
+StudentDevice = Annotated[str, AfterValidator(_check_single_device)]
 TeacherDevices = Annotated[str, AfterValidator(_check_float64)]
 
 

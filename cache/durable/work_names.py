@@ -68,7 +68,7 @@ def has_ended(process: Process) -> bool:
 def work_name(what: str) -> str:
     """A unique name that contains its process."""
     own = this_process()
-    owner = f"{_in_a_name(own.host)}~{own.boot}~{own.pid_space}~{own.pid}~{own.started}"
+    owner = f"{_name_part(own.host)}~{own.boot}~{own.pid_space}~{own.pid}~{own.started}"
     return f"{what}~{owner}~{secrets.token_hex(4)}"
 
 
@@ -80,12 +80,12 @@ def is_abandoned(name: str) -> bool:
     except ValueError:
         return False
     own = this_process()
-    if host != _in_a_name(own.host):
+    if host != _name_part(own.host):
         return False
     return has_ended(Process(host=own.host, boot=boot, pid_space=space, pid=process, started=started))
 
 
-def _in_a_name(host: str) -> str:
+def _name_part(host: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in host)[:40]
 
 

@@ -88,7 +88,10 @@ class Receiver:
                 and sha256_file(final) == record.sha256
             ):
                 continue
-            with translate_os_errors(f"copying {name}", self.path), self._incoming(name.replace("/", "_")) as work:
+            with (
+                translate_os_errors(f"copying {name}", self.path),
+                self._download_folder(name.replace("/", "_")) as work,
+            ):
                 self._fetcher.fetch(name, record, work / final.name)
                 make_dir(final.parent)
                 os.replace(work / final.name, final)
@@ -101,7 +104,7 @@ class Receiver:
         folder = layout.part_dir(number)
         name = f"{folder}/{layout.PART_RECORD}"
         record, data = self._fetcher.read_checked(lambda: self._record(number, name, row))
-        with translate_os_errors(f"copying part {number}", self.path), self._incoming(f"{number:05d}") as work:
+        with translate_os_errors(f"copying part {number}", self.path), self._download_folder(f"{number:05d}") as work:
             final = self.path / folder
             if final.is_dir():
                 remove_dir(work)
@@ -138,7 +141,7 @@ class Receiver:
 
     def _take(self, name: str, data: bytes) -> None:
         final = self.path / name
-        with translate_os_errors(f"writing {name}", self.path), self._incoming(name) as work:
+        with translate_os_errors(f"writing {name}", self.path), self._download_folder(name) as work:
             if final.is_file() and not final.is_symlink() and final.read_bytes() == data:
                 return
             _put(data, work / name)
@@ -152,7 +155,7 @@ class Receiver:
             (self.path / layout.WORK).rmdir()
 
     @contextmanager
-    def _incoming(self, what: str) -> Iterator[Path]:
+    def _download_folder(self, what: str) -> Iterator[Path]:
         """A folder to download into: that of an interrupted copy, or a new one; it remains while it holds files."""
         tmp = self.path / layout.WORK
         make_dir(tmp)
@@ -199,7 +202,7 @@ def _take_manifest(path: Path, manifest: Manifest, data: bytes) -> bool:
             return False
         other = read_manifest(present, str(final))
     except CacheDamaged:
-        if _made_with(path) - {manifest.sha256, None}:
+        if _manifest_digests(path) - {manifest.sha256, None}:
             raise ConfigError(
                 f"{final} is damaged, and parts in this folder belong to another cache",
                 hint=f"copy the cache they belong to, with the same selection of parts, or {OTHER_PLACE}",
@@ -223,10 +226,10 @@ def refuse_other_cache(place: str, present: Manifest, expected: Manifest) -> NoR
 def _has_lost_its_manifest(path: Path, manifest: Manifest) -> bool:
     """Whether a folder without a manifest holds parts of this cache only."""
     names = {entry.name for entry in path.iterdir()}
-    return names <= layout.TOP_LEVEL | layout.BESIDE and _made_with(path) == {manifest.sha256}
+    return names <= layout.TOP_LEVEL | layout.BESIDE and _manifest_digests(path) == {manifest.sha256}
 
 
-def _made_with(path: Path) -> set[str | None]:
+def _manifest_digests(path: Path) -> set[str | None]:
     """The digests of the manifests that the parts of a folder state."""
     numbers = [int(entry.name) for entry in (path / layout.PARTS).glob("*") if layout.PART_NAME.match(entry.name)]
     return {stated_manifest(LocalStore(path), number) for number in numbers}

@@ -118,9 +118,9 @@ class Decoder:
         logprobs += correction.take(exact.number)
         if self._temperature == 1.0:
             return logprobs, np.exp(logprobs, out=probabilities)
-        return logprobs, self._weigh(logprobs, codes, exact)
+        return logprobs, self._training_weights(logprobs, codes, exact)
 
-    def _weigh(self, logprobs: Floats, codes: EntryCodes, exact: Runs) -> Floats:
+    def _training_weights(self, logprobs: Floats, codes: EntryCodes, exact: Runs) -> Floats:
         """At another target temperature p^(1/T)/Z, scaled to 1 minus the tail of the draws."""
         assert codes.drawn_log_tail is not None and codes.log_z is not None
         log_z = self._lookup(self._tables[log_z_column(self._temperature)], codes.log_z.take(exact.rows))

@@ -60,7 +60,7 @@ def _kind(kind: Any) -> str:
 def rows_of_lists(column: Any) -> Callable[[int], Any]:
     """A function that gives a row of a column: an array, `NumberLists`, or None for a missing value."""
     lengths, inner = list_lengths(column), column.flatten()
-    ends, there = np.cumsum(lengths), _there(column)
+    ends, there = np.cumsum(lengths), _is_present(column)
     if not _is_list(inner.type):
         values = _values(inner)
         return lambda row: values[ends[row] - lengths[row] : ends[row]] if there[row] else None
@@ -127,7 +127,7 @@ def view(array: Any, dtype: Any) -> npt.NDArray[Any]:
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)
 
 
-def _there(lists: Any) -> npt.NDArray[np.bool_]:
+def _is_present(lists: Any) -> npt.NDArray[np.bool_]:
     """Which lists are there at all."""
     return view(lists.is_valid().cast("uint8"), np.uint8).astype(bool)
 
@@ -136,8 +136,8 @@ def list_lengths(lists: Any) -> Longs:
     """The length of every list, 0 where none is."""
     name = _kind(lists.type)
     if name == "fixed_size_list":
-        return _there(lists).astype(np.int64) * int(lists.type.list_size)
+        return _is_present(lists).astype(np.int64) * int(lists.type.list_size)
     offsets = view(lists.offsets, np.int64 if name == "large_list" else np.int32)
     starts = offsets.astype(np.int64)
     lengths: Longs = starts[1:] - starts[:-1]
-    return np.where(_there(lists), lengths, 0) if lists.null_count else lengths
+    return np.where(_is_present(lists), lengths, 0) if lists.null_count else lengths

@@ -49,12 +49,12 @@ class PartReader:
         self._hot_names = tuple(name for name in self._column_numbers if name != "token_bytes")
         self._texts: Texts | None = None
         with _PlaceInErrors(f"{folder}/{layout.SEQUENCES}"):
-            self.sequences = Sequences(self._whole(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
+            self.sequences = Sequences(self._checked_file(layout.SEQUENCES), manifest, record, layout.SEQUENCES)
 
     def _view(self, file: str) -> memoryview:
         return self._store.view(f"{layout.part_dir(self.number)}/{file}", self.record.files[file].bytes)
 
-    def _whole(self, file: str) -> memoryview:
+    def _checked_file(self, file: str) -> memoryview:
         """A file without checksums inside: small, and checked as a whole."""
         data = self._view(file)
         if sha256_hex(data) != self.record.files[file].sha256:
@@ -234,7 +234,9 @@ class PartReader:
         if self._texts is None:
             n_documents = int(self.sequences.document_offsets[-1])
             with _PlaceInErrors(f"{layout.part_dir(self.number)}/{layout.TEXT}"):
-                self._texts = Texts(self._whole(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT)
+                self._texts = Texts(
+                    self._checked_file(layout.TEXT), self.record.n_text_frames, n_documents, layout.TEXT
+                )
         return self._texts.get(start, stop)
 
 

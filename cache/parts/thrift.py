@@ -76,7 +76,7 @@ class CompactReader:
             for _ in range(count):
                 self._byte() if element in (_TRUE, _FALSE) else self.skip(element, depth + 1)
         elif kind == BINARY:
-            self._pass(self._varint(32))
+            self._check_left(self._varint(32))
         elif kind not in (_TRUE, _FALSE):
             self._value(kind, depth)
 
@@ -115,10 +115,10 @@ class CompactReader:
         return self._data[self.place - 1]
 
     def _bytes(self, count: int) -> bytes:
-        self._pass(count)
+        self._check_left(count)
         return self._data[self.place - count : self.place]
 
-    def _pass(self, count: int) -> None:
+    def _check_left(self, count: int) -> None:
         if count > self._end - self.place:
             raise ValueError(f"a text claims {count:,} bytes, {self._end - self.place:,} are left")
         self.place += count

@@ -88,10 +88,10 @@ def joined(pieces: Sequence[SequenceDocuments]) -> SequenceDocuments:
     texts = [text for piece in pieces for text in piece.texts or ()]
     return SequenceDocuments(
         coded=CodedRows(
-            columns=_together(coded, lambda rows: rows.columns),
-            ids=_together(coded, lambda rows: rows.ids),
-            times=_together(coded, lambda rows: rows.times),
-            logprobs=_together(coded, lambda rows: rows.logprobs),
+            columns=_concatenated(coded, lambda rows: rows.columns),
+            ids=_concatenated(coded, lambda rows: rows.ids),
+            times=_concatenated(coded, lambda rows: rows.times),
+            logprobs=_concatenated(coded, lambda rows: rows.logprobs),
             vectors={name: np.concatenate([rows.vectors[name] for rows in coded]) for name in coded[0].vectors},
         ),
         places=Places(
@@ -106,5 +106,5 @@ def joined(pieces: Sequence[SequenceDocuments]) -> SequenceDocuments:
     )
 
 
-def _together(coded: Sequence[CodedRows], which: Callable[[CodedRows], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _concatenated(coded: Sequence[CodedRows], which: Callable[[CodedRows], npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return np.concatenate([which(rows) for rows in coded])

@@ -169,7 +169,7 @@ def _choose(candidates: list[_Candidates], selection: DocumentSelection) -> None
     for candidate in candidates:
         candidate.wanted &= ~np.isnan(candidate.values)
     values = np.concatenate([np.zeros(0), *(candidate.values[candidate.wanted] for candidate in candidates)])
-    chosen = _chosen(values, selection)
+    chosen = _selected(values, selection)
     place = 0
     for candidate in candidates:
         n = int(candidate.wanted.sum())
@@ -177,7 +177,7 @@ def _choose(candidates: list[_Candidates], selection: DocumentSelection) -> None
         place += n
 
 
-def _chosen(values: npt.NDArray[np.float64], selection: DocumentSelection) -> Bools:
+def _selected(values: npt.NDArray[np.float64], selection: DocumentSelection) -> Bools:
     share = selection.lowest if selection.lowest is not None else selection.highest
     if share is None:
         low = -math.inf if selection.at_least is None else selection.at_least

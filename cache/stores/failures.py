@@ -71,7 +71,7 @@ def driver_error(name: str, error: Exception) -> CacheError | ConfigError:
         return CacheError(what, hint="use the host name of its certificate, or trust its issuer (SSL_CERT_FILE)")
     if names & _BAD_ADDRESS or type(error) in (ValueError, TypeError):
         return ConfigError(what, hint="check the address, and the settings of the driver (endpoint, region, profile)")
-    return _of_the_connection(what, chain, names)
+    return _connection_error(what, chain, names)
 
 
 def describe_error(error: Exception) -> str:
@@ -83,7 +83,7 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:MAX_SHOWN]}" if text else type(error).__name__
 
 
-def _of_the_connection(what: str, chain: list[BaseException], names: set[str]) -> CacheError | ConfigError:
+def _connection_error(what: str, chain: list[BaseException], names: set[str]) -> CacheError | ConfigError:
     """Whether there was a connection, and whether there can be one."""
     if any(isinstance(item, TimeoutError) or "Timeout" in type(item).__name__ for item in chain):
         return Unreachable(what, hint=_AGAIN_LATER)

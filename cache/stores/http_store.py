@@ -184,7 +184,7 @@ class HttpStore:
 
     def _size_once(self, name: str) -> int | None:
         with self._errors(name):
-            answer = self._client().head(self._place(name), extensions=self._traced())
+            answer = self._client().head(self._place(name), extensions=self._trace_extension())
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
         self._check(answer, name)
@@ -203,7 +203,7 @@ class HttpStore:
         return self._retried(lambda: self._read_once(name, limit))
 
     def _read_once(self, name: str, limit: int) -> bytes:
-        with self._errors(name), self._getting(name) as answer:
+        with self._errors(name), self._stream(name) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} does not exist")
             self._check(answer, name)
@@ -223,8 +223,8 @@ class HttpStore:
         return self._retried(lambda: self._range_once(name, begin, end, tag))
 
     def _range_once(self, name: str, begin: int, end: int, tag: str | None) -> bytes:
-        headers = {"Range": f"bytes={begin}-{end - 1}", **_if_unchanged(tag)}
-        with self._errors(name), self._getting(name, headers) as answer:
+        headers = {"Range": f"bytes={begin}-{end - 1}", **_unchanged_condition(tag)}
+        with self._errors(name), self._stream(name, headers) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise CacheDamaged(f"{name} does not exist")
             if answer.status_code == httpx.codes.PRECONDITION_FAILED:
@@ -276,7 +276,7 @@ class HttpStore:
 
     def _tag_once(self, name: str) -> str | None:
         with self._errors(name):
-            answer = self._client().head(self._place(name), extensions=self._traced())
+            answer = self._client().head(self._place(name), extensions=self._trace_extension())
         self._check(answer, name)
         return _tag_of(answer)
 
@@ -314,11 +314,11 @@ class HttpStore:
             self._clients[process] = client
         return self._clients[process]
 
-    def _traced(self) -> dict[str, Any]:
+    def _trace_extension(self) -> dict[str, Any]:
         return {"trace": self._deadline.trace}
 
-    def _getting(self, name: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[httpx.Response]:
-        return self._client().stream("GET", self._place(name), headers=headers, extensions=self._traced())
+    def _stream(self, name: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[httpx.Response]:
+        return self._client().stream("GET", self._place(name), headers=headers, extensions=self._trace_extension())
 
     def _body(self, answer: httpx.Response, name: str) -> Iterator[bytes]:
         """The bytes as they were sent."""
@@ -372,7 +372,7 @@ def _tag_of(answer: httpx.Response) -> str | None:
     return tag
 
 
-def _if_unchanged(tag: str | None) -> dict[str, str]:
+def _unchanged_condition(tag: str | None) -> dict[str, str]:
     """The condition that a file is unchanged; for a weak ETag none, the tag of the response is compared instead."""
     if tag is None or tag.startswith("W/"):
         return {}

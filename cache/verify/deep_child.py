@@ -108,7 +108,7 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
         rows = part.rows(first, end)
         for what in broken_rules(rows, manifest):
             yield f"sequences {first} to {end - 1}: {what}"
-        yield from _displaced(part, rows, first, end)
+        yield from _misplaced_sequences(part, rows, first, end)
         yield from _wrong_digests(manifest, part, rows, first, end)
         copied += parts.copied.found(record.part, record.split, rows)
         n_positions += int(rows.loss_mask.sum())
@@ -127,7 +127,7 @@ def _problems(parts: Parts, part: PartReader) -> Iterator[str]:
     yield from disagreements(parts.store.url, part)
 
 
-def _displaced(part: PartReader, rows: Rows, first: int, end: int) -> Iterator[str]:
+def _misplaced_sequences(part: PartReader, rows: Rows, first: int, end: int) -> Iterator[str]:
     """Sequences whose entries do not start where the counts put them: single reads would fail."""
     places = part.sequences
     bounds = places.row_starts[first : end + 1] - places.row_starts[first]

@@ -64,7 +64,7 @@ class Duplicates:
         """The problems and notes of each split."""
         problems, notes = list(self._problems), list[Note]()
         for split in self._manifest.plan.splits:
-            repeated = _Repeated.of(self._by_split[split.name])
+            repeated = _RepeatedDocuments.of(self._by_split[split.name])
             if split.duplicates is not None and (certain := repeated.only_whole()).n > split.duplicates:
                 problems.append(certain.problem(split.duplicates))
             elif repeated.n:
@@ -95,7 +95,7 @@ def _documents(store: Store, manifest: Manifest, record: PartRecord) -> _Documen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Repeated:
+class _RepeatedDocuments:
     """Documents with the tokens of an earlier one, ascending: `places` are indexes into `parts`, `first_*` describe the
     first document with the same tokens."""
 
@@ -111,12 +111,12 @@ class _Repeated:
     def n(self) -> int:
         return len(self.numbers)
 
-    def only_whole(self) -> "_Repeated":
+    def only_whole(self) -> "_RepeatedDocuments":
         """Those that were certainly not truncated."""
         return replace(self, **{name: getattr(self, name)[self.whole] for name in LISTED})
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[int, _Documents]]) -> "_Repeated":
+    def of(cls, parts: Sequence[tuple[int, _Documents]]) -> "_RepeatedDocuments":
         """Find them among the documents of some parts of a split."""
         numbers = _joined([documents.numbers for _, documents in parts], np.int64)
         high = _joined([documents.high for _, documents in parts], np.uint64)
@@ -150,7 +150,7 @@ class _Repeated:
         shares = [f"{counts[i]:,} of part {self.parts[i]}" for i in order[:SHOWN].tolist() if counts[i]]
         what = (
             f"{self._duplicates()} of an earlier one, {planned:,} in the data: "
-            f"{', '.join(shares)}{_more(int((counts > 0).sum()))}; in part {self.parts[worst]} {self._first(worst)}"
+            f"{', '.join(shares)}{_and_more(int((counts > 0).sum()))}; in part {self.parts[worst]} {self._first(worst)}"
         )
         return part_problem(self.parts[worst], layout.SEQUENCES, what)
 
@@ -171,12 +171,12 @@ class _Repeated:
             f"{self.parts[self.first_places[i]]}"
             for i in own[:SHOWN].tolist()
         ]
-        return f"{', '.join(pairs)}{_more(len(own))}"
+        return f"{', '.join(pairs)}{_and_more(len(own))}"
 
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
     return np.concatenate([np.zeros(0, dtype), *arrays])
 
 
-def _more(n: int) -> str:
+def _and_more(n: int) -> str:
     return f" and {n - SHOWN:,} more" if n > SHOWN else ""

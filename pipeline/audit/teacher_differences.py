@@ -87,11 +87,11 @@ def differences(one: DocumentPredictions, other: DocumentPredictions, bounds: Ma
         parts.append(_excess(a, b, bounds.get(name, 0.0)))
     _, own, others = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
     parts.append(_excess(one.logprobs[own], other.logprobs[others], bounds.get("logprob", 0.0)))
-    parts += [_above(a, b, bounds.get("logprob", 0.0)) for a, b in ((one, other), (other, one))]
+    parts += [_ceiling_excess(a, b, bounds.get("logprob", 0.0)) for a, b in ((one, other), (other, one))]
     return np.concatenate(parts)
 
 
-def _above(one: DocumentPredictions, other: DocumentPredictions, bound: float) -> Doubles:
+def _ceiling_excess(one: DocumentPredictions, other: DocumentPredictions, bound: float) -> Doubles:
     """By how much ids that are exact on one side only exceed the ceiling of the other side."""
     alone = ~np.isin(one.keys, other.keys)
     ceilings = other.ceilings[one.rows[alone]]

@@ -50,7 +50,7 @@ class StepLoader:
     def take(self, begin: int, end: int, order: Ordering) -> StepBatch:
         """The batches of positions begin to end."""
         wanted = self._cut(begin, end, order)
-        coming = self._coming(begin, end, order)
+        coming = self._upcoming(begin, end, order)
         self.n_missed += len(set(wanted) - set(self._futures))
         for numbers in set(self._futures) - set(wanted) - set(coming):
             self._futures.pop(numbers).cancel()
@@ -70,10 +70,10 @@ class StepLoader:
 
     def _cut(self, begin: int, end: int, order: Ordering) -> list[Numbers]:
         """The sequences of each micro-batch of a step; the last may be shorter."""
-        line = self._stretch(begin, end, order)
+        line = self._sequences(begin, end, order)
         return [tuple(line[first : first + self._batch_size]) for first in range(0, len(line), self._batch_size)]
 
-    def _coming(self, begin: int, end: int, order: Ordering) -> list[Numbers]:
+    def _upcoming(self, begin: int, end: int, order: Ordering) -> list[Numbers]:
         """The next `ahead` micro-batches if all steps are as long as this one."""
         step, upcoming = end - begin, list[Numbers]()
         while step and len(upcoming) < self._ahead:
@@ -81,7 +81,7 @@ class StepLoader:
             upcoming += self._cut(begin, end, order)
         return upcoming[: self._ahead]
 
-    def _stretch(self, begin: int, end: int, order: Ordering) -> list[int]:
+    def _sequences(self, begin: int, end: int, order: Ordering) -> list[int]:
         """The sequences at positions begin to end; a long stretch is cached, since a lookup takes a millisecond at any
         length."""
         cached_order, first, line = self._line

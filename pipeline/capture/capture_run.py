@@ -44,7 +44,7 @@ def capture(settings: CaptureSettings, options: CaptureOptions, progress: Progre
     if len(workers) == 1:
         return work(workers[0], shard, progress, options.retry_for)
     started = time.perf_counter()
-    return _together(
+    return _combined_report(
         run_workers(partial(work, retry_for=options.retry_for), workers, shard, progress), time.perf_counter() - started
     )
 
@@ -137,7 +137,7 @@ def _report(cache: str, summary: CacheSummary, inputs: Inputs, tally: CaptureTal
     )
 
 
-def _together(reports: Sequence[CaptureReport], seconds: float) -> CaptureReport:
+def _combined_report(reports: Sequence[CaptureReport], seconds: float) -> CaptureReport:
     """One report for several workers: the cache as the last one saw it, their work added up."""
     last = max(reports, key=lambda report: (report.complete, report.parts.present))
     n_made = sum(report.parts.made for report in reports)

@@ -67,14 +67,14 @@ class CaptureTally:
     @property
     def seconds(self) -> float:
         """Wall time."""
-        return self._since(self.started)
+        return self._seconds_since(self.started)
 
     @property
     def capture_seconds(self) -> float:
         """Wall time since the first part was started."""
-        return self._since(self.started if self.capture_started is None else self.capture_started)
+        return self._seconds_since(self.started if self.capture_started is None else self.capture_started)
 
-    def _since(self, start: float) -> float:
+    def _seconds_since(self, start: float) -> float:
         return max((self.stopped or time.perf_counter()) - start, 1e-9)
 
     def stop(self) -> None:

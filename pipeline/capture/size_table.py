@@ -32,14 +32,14 @@ def sizes_of(targets: TargetSpec, vocabulary_size: int) -> tuple[dict[str, float
         return {"id": 0.0, "logprob": 0.0, "scalars": scalars}, None
     if (known := keep.sizes) is None:
         raise TypeError(f"{type(keep).__name__} has ids but no `sizes`")
-    n = _between(known.entries, vocabulary_size)
+    n = _interpolated(known.entries, vocabulary_size)
     n *= (keep.amount / known.reference) ** known.by_amount * targets.target_temperature**known.by_temperature
     # The masses of draws are no less than 1 / amount: there is no room for more.
     n = min(max(n, 1.0), targets.max_entries, vocabulary_size, keep.amount + 1 if keep.has_draws else vocabulary_size)
     n_exact = 1.0 if known.exact_share is None else known.exact_share * n
     logprob = n_exact * min(EXACT_BYTES, EXACT_BYTES_OF_MANY * n_exact ** (-1 / 3))
     sizes = {
-        "id": n * _between(known.id_bytes, vocabulary_size),
+        "id": n * _interpolated(known.id_bytes, vocabulary_size),
         "logprob": logprob + targets.draw_values * (n - n_exact) * DRAW_BYTES,
         "scalars": scalars,
         "counts": known.count_bytes,
@@ -49,9 +49,9 @@ def sizes_of(targets: TargetSpec, vocabulary_size: int) -> tuple[dict[str, float
 
 def token_bytes(vocabulary_size: int) -> float:
     """Bytes per row of what every cache has: tokens, mask, lengths and the record of the sequence."""
-    return _between(TOKEN_BYTES, vocabulary_size)
+    return _interpolated(TOKEN_BYTES, vocabulary_size)
 
 
-def _between(figures: tuple[float, ...], vocabulary_size: int) -> float:
+def _interpolated(figures: tuple[float, ...], vocabulary_size: int) -> float:
     """The figure at a vocabulary, by its logarithm between those that were measured."""
     return float(np.interp(np.log(vocabulary_size), np.log(VOCABULARIES), figures))

@@ -108,7 +108,7 @@ def _gather(processes: Sequence[BaseProcess], messages: Any, progress: Progress)
         try:
             message: WorkerMessage = messages.get(timeout=POLL_SECONDS)
         except Empty:
-            silent = _gone(processes, ended, silent)
+            silent = _silently_ended(processes, ended, silent)
             continue
         match message.name:
             case "ended":
@@ -144,7 +144,7 @@ class _WorkersProgress:
                 self._tasks[argument.name][1].add(worker)
             case "update":
                 self._latest[worker] = argument
-                self._progress.update(_together(list(self._latest.values())))
+                self._progress.update(_combined_progress(list(self._latest.values())))
             case "finish":
                 task, workers = self._tasks[argument.name]
                 workers.discard(worker)
@@ -153,7 +153,7 @@ class _WorkersProgress:
                     del self._tasks[argument.name]
 
 
-def _gone(processes: Sequence[BaseProcess], ended: dict[int, CaptureReport], before: set[int]) -> set[int]:
+def _silently_ended(processes: Sequence[BaseProcess], ended: dict[int, CaptureReport], before: set[int]) -> set[int]:
     """Workers that ended without a message; seen twice in a row, they died (killed, out of memory)."""
     gone = {i for i, process in enumerate(processes) if i not in ended and not process.is_alive()}
     if twice := gone & before:
@@ -164,7 +164,7 @@ def _gone(processes: Sequence[BaseProcess], ended: dict[int, CaptureReport], bef
     return gone
 
 
-def _together(latest: Sequence[TaskUpdate]) -> TaskUpdate:
+def _combined_progress(latest: Sequence[TaskUpdate]) -> TaskUpdate:
     """The progress of all workers: sums, the mean share of waiting, the longest time left."""
     facts: dict[str, float] = {}
     for update in latest:

@@ -19,7 +19,7 @@ POLL_SECONDS = 0.2
 Item = tuple[Sequence, Block] | Literal["end", "drop"]
 
 
-class _Dropped(Exception):
+class _PartDropped(Exception):
     """The current part is dropped."""
 
 
@@ -114,7 +114,7 @@ class WritingThread:
         with self._cache.part(number) as part:
             while (item := self._next(inbox)) != "end":
                 if item == "drop":
-                    raise _Dropped
+                    raise _PartDropped
                 part.add(*item)
             part.fidelity, part.batches_halved = inbox.fidelity, inbox.batches_halved
         self._cache.write_journal(number, inbox.journal)

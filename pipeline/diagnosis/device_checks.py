@@ -16,7 +16,7 @@ def check_devices() -> list[Check]:
     n_gpus = torch.cuda.device_count()
     checks = [_gpu(number) for number in range(n_gpus)]
     if torch.backends.mps.is_available():
-        checks.append(_other(torch.device("mps")))
+        checks.append(_check_other(torch.device("mps")))
     return checks or [_without_gpu()]
 
 
@@ -37,7 +37,7 @@ def _gpu(number: int) -> Check:
     return passed("devices", f"cuda:{number} ({name}) runs kernels, {memory}, computes in {dtype}")
 
 
-def _other(device: torch.device) -> Check:
+def _check_other(device: torch.device) -> Check:
     try:
         run_kernel(device)
     except RuntimeError as error:
@@ -48,7 +48,7 @@ def _other(device: torch.device) -> Check:
 
 def _without_gpu() -> Check:
     """The CPU, and why a GPU of this machine is not visible to torch."""
-    check = _other(torch.device("cpu"))
+    check = _check_other(torch.device("cpu"))
     if check.level == "problem" or not DRIVER.exists():
         return check.model_copy(update={"what": f"{check.what}; torch {torch.__version__} sees no GPU"})
     what = f"this machine has an NVIDIA driver, but torch {torch.__version__} sees no GPU"

@@ -48,7 +48,7 @@ EXPLAINED = {
 
 def check_setup(cache: str | None, teacher: str | None, student: str | None, progress: Progress) -> Iterator[Check]:
     collected = _CollectedWarnings(progress)
-    setup = _Setup(collected)
+    setup = _OpenedInputs(collected)
     if cache is not None:
         yield from setup.checked("cache", lambda: setup.check_cache(cache))
     if teacher is not None:
@@ -64,7 +64,7 @@ def check_setup(cache: str | None, teacher: str | None, student: str | None, pro
 
 
 @final
-class _Setup:
+class _OpenedInputs:
     """What has been opened so far: a cache, the teacher's tokenizer, the run of the student."""
 
     def __init__(self, progress: "_CollectedWarnings") -> None:

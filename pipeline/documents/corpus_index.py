@@ -72,13 +72,13 @@ class _Columns:
     def take(self, document: Document, place: str) -> None:
         for name, value in document.columns.items():
             if value is not None:
-                self.types[name] = _wider(self.types[name], value, name, place)
+                self.types[name] = _common_type(self.types[name], value, name, place)
 
     def records(self) -> tuple[SourceColumn, ...]:
         return tuple(SourceColumn(name=name, type=kind or "string") for name, kind in self.types.items())
 
 
-def _wider(known: ColumnType | None, value: Any, name: str, place: str) -> ColumnType:
+def _common_type(known: ColumnType | None, value: Any, name: str, place: str) -> ColumnType:
     kinds: dict[type, ColumnType] = {str: "string", bool: "bool", int: "int64", float: "float64"}
     kind = kinds.get(type(value))
     drop = "remove it from data.columns.keep"

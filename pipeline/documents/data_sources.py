@@ -86,7 +86,7 @@ def _find(data: str, query: DataQuery, limits: Limits) -> list[RowFile]:
     if path.is_file():
         return _open_all([path], path.parent, query, limits, data)
     if path.is_dir():
-        paths = [file for file in _below(path) if _may_be_data(file, path, query)]
+        paths = [file for file in _files_below(path) if _may_be_data(file, path, query)]
         return _open_all(paths, path, query, limits, f"the folder {data}")
     if has_magic(data):
         paths = [Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file()]
@@ -109,7 +109,7 @@ def _format(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[Path]:
     """All files below a folder; an unreadable subfolder is an error."""
 
     def refuse(error: OSError) -> None:

@@ -39,7 +39,7 @@ def open_corpus(settings: DataSettings, tokenizer: LoadedTokenizer) -> Corpus:
     renderer = Renderer(forms, settings, tokenizer)
     key_of = text_key(tokenizer, settings.append_stop) if forms == {"text"} else None
     new_indexer = partial(Indexer, mappings, settings, renderer.max_bytes, key_of)
-    indexer, made_with = new_indexer(), _made_with(settings, mappings, renderer)
+    indexer, made_with = new_indexer(), _tokenization_inputs(settings, mappings, renderer)
     has_own = settings.val_path is not None
     n_documents = indexer.read(files, split="train" if has_own else None)
     if not n_documents:
@@ -97,7 +97,9 @@ def _first_columns(files: Sequence[RowFile], others: Sequence[RowFile], what: st
     return columns
 
 
-def _made_with(settings: DataSettings, mappings: Sequence[ColumnMapping], renderer: Renderer) -> dict[str, Any]:
+def _tokenization_inputs(
+    settings: DataSettings, mappings: Sequence[ColumnMapping], renderer: Renderer
+) -> dict[str, Any]:
     """Everything that tokens depend on, besides documents and tokenizer."""
     described = [mapping.describe() for mapping in mappings]
     return {

@@ -131,7 +131,7 @@ class LinesFile(FileOnDisk):
         with self.open_bytes() as file:
             while line := file.readline(most):
                 number += 1
-                here, size, line = position, len(line), self._without_the_rest(file, line)
+                here, size, line = position, len(line), self._skip_rest(file, line)
                 position = file.tell() if size == most else position + size
                 n_empty = 0 if line.strip() else n_empty + 1
                 if n_empty > MAX_EMPTY_LINES:
@@ -146,7 +146,7 @@ class LinesFile(FileOnDisk):
                     columns, problem = _parse(line, most)
                     yield Row(number=number, position=here, columns=columns, problem=problem)
 
-    def _without_the_rest(self, file: Any, line: bytes) -> bytes:
+    def _skip_rest(self, file: Any, line: bytes) -> bytes:
         """The part of a line that was read; skips the rest of it."""
         start, more = file.tell(), line
         while not more.endswith(b"\n") and (more := file.readline(self._limits.row_bytes)):

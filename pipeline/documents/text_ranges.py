@@ -50,7 +50,7 @@ def ranges_of(text: str, n_held_out: int, share: float) -> list[Range]:
     cuts = [0]
     for i in range(n_held_out):
         for side in (-1, 1):
-            cuts.append(_seam(text, int(stretch * (i + 0.5 + side * share / 2)), reach))
+            cuts.append(_natural_end(text, int(stretch * (i + 0.5 + side * share / 2)), reach))
     cuts.append(len(text))
     return [
         Range(start=start, end=end, held_out=bool(i % 2))
@@ -59,7 +59,7 @@ def ranges_of(text: str, n_held_out: int, share: float) -> list[Range]:
     ]
 
 
-def _seam(text: str, place: int, reach: int) -> int:
+def _natural_end(text: str, place: int, reach: int) -> int:
     """The end of the first paragraph, line or word within reach, else `place`."""
     for seam in SEAMS:
         start = text.find(seam, place, place + reach)

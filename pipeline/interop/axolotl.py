@@ -59,7 +59,7 @@ class Axolotl:
 
     def read(self, columns: Mapping[str, Any]) -> SourceRow:
         tokens = integers(columns, "input_ids")
-        n = _attended(columns, len(tokens)) if self._has_mask else len(tokens)
+        n = _n_unpadded(columns, len(tokens)) if self._has_mask else len(tokens)
         if self._entries is None:
             ids, values = lists_of_integers(columns, IDS), lists_of_numbers(columns, VALUES)
             same_counts(ids, values, (IDS, VALUES))
@@ -107,7 +107,7 @@ def shifted(lists: NumberLists, n_tokens: int, align: Align, n: int, values: Num
     return NumberLists(rows.values[: int(rows.counts[:n].sum())], rows.counts[:n])
 
 
-def _attended(columns: Mapping[str, Any], n_tokens: int) -> int:
+def _n_unpadded(columns: Mapping[str, Any], n_tokens: int) -> int:
     """The number of tokens before the padding."""
     mask = booleans(columns, "attention_mask")
     n = int(mask.sum())

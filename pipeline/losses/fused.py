@@ -108,7 +108,7 @@ class FusedPass:
         if call.watch:
             result.rows_TC.append(rows_TC.float())
         if any(self._wanted):
-            self._through_cap(logits_CV, outputs_CV)
+            self._cap_gradient(logits_CV, outputs_CV)
             self._add_gradients(logits_CV, states_CH, piece, result)
 
     def _logits(self, states_CH: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class FusedPass:
             logits_CV.div_(self._head.soft_cap).tanh_().mul_(self._head.soft_cap)
         return logits_CV if self._clamp is None else logits_CV.clamp_(-self._clamp, self._clamp)
 
-    def _through_cap(self, slope_CV: Tensor, outputs_CV: Tensor | None) -> None:
+    def _cap_gradient(self, slope_CV: Tensor, outputs_CV: Tensor | None) -> None:
         """The gradient through clamp, cap and scale: the derivative of z = c tanh(u / c) is 1 - (z / c)^2."""
         if outputs_CV is not None and self._clamp is not None:
             slope_CV.masked_fill_(outputs_CV.abs() >= self._clamp, 0.0)
@@ -170,7 +170,7 @@ class FusedPass:
             into.copy_(product)
 
 
-class _Attached(torch.autograd.Function):
+class _PrecomputedGradients(torch.autograd.Function):
     """A number whose gradients are already computed."""
 
     @staticmethod
@@ -198,7 +198,7 @@ class _Attached(torch.autograd.Function):
 def attached(total: Tensor, result: FusedResult, scale: float, head: Head, states_NH: Tensor) -> Tensor:
     """The loss as a tensor whose backward pass returns the pass's gradients, times a scale."""
     module: Any = head.module
-    attach: Any = _Attached.apply
+    attach: Any = _PrecomputedGradients.apply
     loss: Tensor = attach(total, result, scale, states_NH, module.weight, module.bias)
     return loss
 

@@ -41,7 +41,7 @@ class SparseChunk:
         kept_CK = logits_CV.gather(1, ids_CK) if ids_CK is not None else None
         if ids_CK is not None:
             logits_CV.scatter_(1, ids_CK, -torch.inf)
-        rests = self._rests(logits_CV)
+        rests = self._tail_sums(logits_CV)
         leaves = [label_C, *(rest.log_sum_C for rest in rests.values()), *([] if kept_CK is None else [kept_CK])]
         with torch.set_grad_enabled(self._slopes):
             for leaf in leaves:
@@ -60,7 +60,7 @@ class SparseChunk:
             logits_CV.scatter_add_(1, label_C1, of_label_C[:, None])
         return [loss_C.detach() for loss_C in losses]
 
-    def _rests(self, logits_CV: Tensor) -> Mapping[float, TailRows]:
+    def _tail_sums(self, logits_CV: Tensor) -> Mapping[float, TailRows]:
         """Sums over the ids without an entry, relative to the largest of them so that no digits cancel."""
         top_C = logits_CV.amax(dim=1)
         # Minus infinity: every id has an entry. NaN stays, for the guard to find.

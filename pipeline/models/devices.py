@@ -52,11 +52,11 @@ def choose(devices: str) -> list[torch.device]:
         for number in numbers:
             if number >= count:
                 raise ConfigError(f"cuda:{number} does not exist: torch sees {_gpus(count)}", hint=_why_no_gpu(count))
-        return [_tested_gpu(number) for number in numbers]
+        return [_working_gpu(number) for number in numbers]
     if devices in ("all", "cuda") and not count:
         raise ConfigError(f"--devices {devices} needs a GPU, and torch sees none", hint=_why_no_gpu(count))
     chosen = range(count) if devices == "all" else range(min(count, 1))
-    return [_tested_gpu(number) for number in chosen] or [torch.device("cpu")]
+    return [_working_gpu(number) for number in chosen] or [torch.device("cpu")]
 
 
 def choose_one(devices: str) -> torch.device:
@@ -125,7 +125,7 @@ def n_threads(setting: int | None) -> int:
     return usable_cpus() if setting is None else setting
 
 
-def _tested_gpu(number: int) -> torch.device:
+def _working_gpu(number: int) -> torch.device:
     device = torch.device("cuda", number)
     try:
         run_kernel(device)

@@ -28,7 +28,7 @@ BLOCK_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Flat:
+class _FlatEntries:
     """All entries of some rows; `values` are codes of log p (0 for draws without one)."""
 
     counts: EntryCounts
@@ -60,7 +60,7 @@ class RowRequantizer:
         columns = coded.columns[:, self._columns]
         if not self._is_resampled:
             return replace(coded, columns=columns, vectors=vectors, logprobs=self._values(flat.values, flat.counts))
-        places, times, counts = self._chosen(flat, keys_R)
+        places, times, counts = self._kept_entries(flat, keys_R)
         return CodedRows(
             columns=self._with_labels(self._with_masses(columns, flat, counts), rows, places, counts),
             ids=_with_differences(flat.ranks[places], counts),
@@ -69,7 +69,7 @@ class RowRequantizer:
             vectors=vectors,
         )
 
-    def _flat(self, coded: CodedRows, rows: Rows) -> _Flat:
+    def _flat(self, coded: CodedRows, rows: Rows) -> _FlatEntries:
         counts = EntryCounts.of(coded.columns, self._source)
         is_draw = draw_mask(counts.exact, counts.draws)
         exact = coded.logprobs[~is_draw] if self._source.targets.draw_values else coded.logprobs
@@ -77,7 +77,7 @@ class RowRequantizer:
         if self._source.targets.draw_values:
             values[is_draw] = coded.logprobs[is_draw]
         values[~is_draw] = undo_differences(exact, Runs.of(counts.exact))
-        return _Flat(
+        return _FlatEntries(
             counts=counts,
             is_draw=is_draw,
             ranks=open_ranks(coded.ids, counts),
@@ -87,7 +87,7 @@ class RowRequantizer:
             times=coded.times,
         )
 
-    def _chosen(self, flat: _Flat, keys_R: Longs) -> tuple[Longs, Codes, EntryCounts]:
+    def _kept_entries(self, flat: _FlatEntries, keys_R: Longs) -> tuple[Longs, Codes, EntryCounts]:
         """The entries that stay, in their new order; the times of each draw; the counts of each row."""
         choose = resampler(self._manifest.targets.keep).resample
         starts = row_starts(flat.counts.exact + flat.counts.draws)
@@ -116,7 +116,7 @@ class RowRequantizer:
         codes[~is_draw] = exact
         return codes
 
-    def _with_masses(self, columns: Codes, old: _Flat, counts: EntryCounts) -> Codes:
+    def _with_masses(self, columns: Codes, old: _FlatEntries, counts: EntryCounts) -> Codes:
         """The columns with new counts; the mass of ids that are no longer exact is added to the tail."""
         columns = columns.copy()
         for name, number in (("n_exact", counts.exact), ("n_draws", counts.draws)):
@@ -129,7 +129,7 @@ class RowRequantizer:
                 quantizer = self._manifest.arrays.row.columns[place].quantizer
                 assert isinstance(quantizer, LogOddsQuantizer)
                 tails = np.exp(value_table(quantizer)[columns[changed, place]].astype(np.float64))
-                tails += _lost(weights, old, counts.exact)[changed]
+                tails += _lost_weight(weights, old, counts.exact)[changed]
                 with np.errstate(divide="ignore"):
                     columns[changed, place] = to_codes(quantizer, np.minimum(np.log(tails), 0.0), name)
         return columns
@@ -156,7 +156,7 @@ def _with_differences(ranks: Codes, counts: EntryCounts) -> Codes:
     return ranks
 
 
-def _lost(weights: npt.NDArray[np.float64], old: _Flat, n_exact: Longs) -> npt.NDArray[np.float64]:
+def _lost_weight(weights: npt.NDArray[np.float64], old: _FlatEntries, n_exact: Longs) -> npt.NDArray[np.float64]:
     """The weight of each row's formerly exact ids beyond its first `n_exact`."""
     counts = old.counts.exact + old.counts.draws
     row_of = np.repeat(np.arange(len(counts)), counts)
@@ -165,7 +165,7 @@ def _lost(weights: npt.NDArray[np.float64], old: _Flat, n_exact: Longs) -> npt.N
     return np.bincount(row_of[lost], weights[lost], minlength=len(counts)).astype(np.float64)
 
 
-def _padded(flat: _Flat, block: slice) -> PaddedEntries:
+def _padded(flat: _FlatEntries, block: slice) -> PaddedEntries:
     """The entries of some rows, padded to equal length."""
     exact, draws = flat.counts.exact[block], flat.counts.draws[block]
     counts = flat.counts.exact + flat.counts.draws

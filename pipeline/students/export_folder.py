@@ -34,7 +34,7 @@ def export_student(
     quiet()
     is_adapter = (source / ADAPTER).is_file()
     with running(progress, Task(name="load student")):
-        model: Any = _merged(source, base, trusted) if is_adapter else _whole(source, trusted)
+        model: Any = _merged(source, base, trusted) if is_adapter else _load_model(source, trusted)
     chosen: torch.dtype = getattr(torch, dtype) if dtype is not None else next(model.parameters()).dtype
     model = model.to(chosen).eval()
     name = str(chosen).removeprefix("torch.")
@@ -66,7 +66,7 @@ def export_student(
     )
 
 
-def _whole(source: Path, trusted: bool) -> Any:
+def _load_model(source: Path, trusted: bool) -> Any:
     with explained_load_errors(str(source)):
         auto: Any = transformers.AutoModelForCausalLM
         return auto.from_pretrained(source, dtype="auto", trust_remote_code=trusted)

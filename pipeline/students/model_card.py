@@ -70,7 +70,7 @@ def terms_of(license: str | None) -> str | None:
 
 def rendered(card: ModelCard) -> str:
     """The text of README.md."""
-    return "\n".join([*_front(card), "", f"# {card.name}", "", *_body(card), ""])
+    return "\n".join([*_front_matter(card), "", f"# {card.name}", "", *_body(card), ""])
 
 
 def of_merged(text: str) -> str:
@@ -80,7 +80,7 @@ def of_merged(text: str) -> str:
     return text
 
 
-def _front(card: ModelCard) -> list[str]:
+def _front_matter(card: ModelCard) -> list[str]:
     base = card.base if card.base is not None and re.fullmatch(HUB_ID, card.base) else None
     values: dict[str, Any] = {
         "license": _tag(card.base_license or card.teacher_license),

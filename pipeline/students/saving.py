@@ -37,7 +37,7 @@ def save_student(student: Student, folder: Path, tokenizer_files: Mapping[str, b
         return save_model(student.model, folder, tokenizer_files, card)
 
     def fill(work: Path) -> None:
-        with _explained("the adapter", folder):
+        with _explained_write_errors("the adapter", folder):
             student.adapter.save_pretrained(work)
 
     _publish(folder, fill, tokenizer_files, card)
@@ -51,11 +51,11 @@ def save_model(
     notes: list[str] = []
 
     def fill(work: Path) -> None:
-        with _explained("weights and settings", folder):
+        with _explained_write_errors("weights and settings", folder):
             _weights(model, work)
-        with _explained("config.json", folder):
+        with _explained_write_errors("config.json", folder):
             notes.extend(_add_transformers_4_keys(work, bool(getattr(model.config, "tie_word_embeddings", False))))
-        _own_code(model.config, work)
+        _copy_own_code(model.config, work)
 
     _publish(folder, fill, tokenizer_files, card, replace=replace)
     if (note := tokenizer_note(tokenizer_files)) is not None:
@@ -104,7 +104,7 @@ def _read(work: Path) -> dict[str, Any] | None:
     return {key: value for key, value in read.items() if key in known}
 
 
-def _own_code(config: Any, work: Path) -> None:
+def _copy_own_code(config: Any, work: Path) -> None:
     """Copy the Python files of a model with its own code from a local folder."""
     source = Path(str(getattr(config, "_name_or_path", "") or "."))
     if getattr(config, "auto_map", None) and source.is_dir() and local_folder(str(source)) is not None:
@@ -154,7 +154,7 @@ def _sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(what: str, folder: Path) -> Iterator[None]:
+def _explained_write_errors(what: str, folder: Path) -> Iterator[None]:
     """Turn errors of libraries, also for a full disk, into a message of what could not be written."""
     try:
         yield

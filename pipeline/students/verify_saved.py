@@ -52,7 +52,7 @@ def check_reload(
     with torch.no_grad():
         live_RV = logits(torch.tensor([list(ids)], device=device))[0, -ROWS:].float().cpu().numpy()
     in_process = n_parameters < IN_PROCESS_PARAMETERS and not trusted
-    again_RV, dtype = _here(folder, ids) if in_process else _fresh(folder, ids, trusted)
+    again_RV, dtype = _in_this_process(folder, ids) if in_process else _fresh(folder, ids, trusted)
     vocabulary = live_RV.shape[1]
     if again_RV.shape[0] != len(live_RV) or again_RV.shape[1] < vocabulary:
         raise KdpipeError(
@@ -71,7 +71,7 @@ def check_reload(
     return difference
 
 
-def _here(folder: Path, ids: Sequence[int]) -> tuple[np.ndarray[Any, Any], torch.dtype]:
+def _in_this_process(folder: Path, ids: Sequence[int]) -> tuple[np.ndarray[Any, Any], torch.dtype]:
     """Logits and the data type of the weights, from this process."""
     try:
         return _load_and_run(folder.resolve(), ids, trusted=False)

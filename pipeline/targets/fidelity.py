@@ -34,7 +34,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Compared:
+class _ComparedRows:
     """Rows on the device: the reduced rows, the true p of their exact ids and tail, and inputs of the gradients.
 
     `share` is the mass of the teacher's tail over that of the student's there, `states` are projected.
@@ -53,7 +53,7 @@ class Sample:
     def __init__(self, meter: "FidelityMeter") -> None:
         self._meter = meter
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.compared: list[_Compared] = []
+        self.compared: list[_ComparedRows] = []
         self.dense: Tensor | None = None
         self.bucket: Tensor | None = None
 
@@ -76,7 +76,9 @@ class Sample:
             self._waiting.append((p_SV, states_SW, share_S))
             if sum(p.numel() for p, _, _ in self._waiting) >= WAITING_NUMBERS:
                 self.flush()
-        self.compared.append(_Compared(reduced=reduced, p_SK=p_SK, tail_S=tail_S, share_S=share_S, states_SW=states_SW))
+        self.compared.append(
+            _ComparedRows(reduced=reduced, p_SK=p_SK, tail_S=tail_S, share_S=share_S, states_SW=states_SW)
+        )
 
     def flush(self) -> None:
         """Multiply the collected rows."""
@@ -153,7 +155,7 @@ class FidelityMeter:
         self._begin()
         return fidelity
 
-    def _compare(self, compared: _Compared) -> None:
+    def _compare(self, compared: _ComparedRows) -> None:
         rows = compared.reduced.to("cpu")
         slots = np.arange(rows.ids_RK.shape[1])
         n_exact, n_draws = rows.n_exact_R.numpy()[:, None], rows.n_draws_R.numpy()[:, None]
@@ -173,7 +175,7 @@ class FidelityMeter:
         if compared.states_SW is not None:
             self._add_gradient(compared, np.where(is_entry, weights_SK, 0), is_exact)
 
-    def _add_gradient(self, compared: _Compared, weights_SK: Doubles, is_exact: npt.NDArray[np.bool_]) -> None:
+    def _add_gradient(self, compared: _ComparedRows, weights_SK: Doubles, is_exact: npt.NDArray[np.bool_]) -> None:
         """Subtract the entries of some rows from the gradient; the rest of it is dense.
 
         Without draws the student's own distribution represents the tail, as in a loss with one bucket: t = q times the

@@ -38,13 +38,13 @@ class ReducedRows:
     times_RK: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ReducedRows":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def take(self, rows: Tensor) -> "ReducedRows":
         """Some rows, by number."""
-        return self._each(lambda tensor: tensor[rows])
+        return self._map_tensors(lambda tensor: tensor[rows])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "ReducedRows":
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> "ReducedRows":
         return ReducedRows(
             n_exact_R=change(self.n_exact_R),
             n_draws_R=change(self.n_draws_R),
@@ -110,7 +110,7 @@ class Reducer:
                 name = "log_tail" if temperature == 1.0 else "drawn_log_tail"
                 scalars[name] = (chunk.total_without(kept.ids_CK, _is_exact(kept)).double() / totals[temperature]).log()
             if temperature == 1.0:
-                scalars |= self._at_one(chunk, totals[1.0])
+                scalars |= self._scalars_at_one(chunk, totals[1.0])
         log_total_C = totals[1.0].log()
         for temperature in self._targets.temperatures:
             scalars[log_z_column(temperature)] = totals[temperature].log() - log_total_C / temperature
@@ -119,7 +119,7 @@ class Reducer:
         scalars["label_logprob"] = _logprobs(chunk.shifted_CP[:n].gather(1, labels_R1), log_total_C[:n]).squeeze(1)
         return _reduced(chunk, kept, scalars, finite_R, log_total_C)
 
-    def _at_one(self, chunk: LogitChunk, total_C: Tensor) -> dict[str, Tensor]:
+    def _scalars_at_one(self, chunk: LogitChunk, total_C: Tensor) -> dict[str, Tensor]:
         """Scalars that are computed from powers at T = 1."""
         scalars: dict[str, Tensor] = {}
         if self._targets.entropy:

@@ -140,7 +140,7 @@ class LogitReader:
             if sample is not None and len(within_S):
                 within_S = _to_device(within_S, self._device)
                 states_SH = None if states_RH is None else states_RH.to(self._device)[within_S]
-                sample.add(logits_RV[within_S], _some(reduced, within_S), states_SH)
+                sample.add(logits_RV[within_S], _selected_rows(reduced, within_S), states_SH)
             yield reduced
 
     def _buffer(self, n_rows: int) -> Tensor | None:
@@ -205,7 +205,7 @@ def _rows(numbers_BTX: Tensor | None, places: Tensor) -> Tensor:
     return numbers_BTX.flatten(0, 1).index_select(0, places.to(numbers_BTX.device))
 
 
-def _some(reduced: ReducedRows, rows_S: Tensor) -> ReducedRows:
+def _selected_rows(reduced: ReducedRows, rows_S: Tensor) -> ReducedRows:
     return ReducedRows(
         n_exact_R=reduced.n_exact_R[rows_S],
         n_draws_R=reduced.n_draws_R[rows_S],

@@ -133,14 +133,14 @@ class TransformersTeacher:
         batch = BatchResult(readings=[], halved=0)
         with torch.inference_mode():
             for group in readable(segments, self._loaded.shape, self._vocabulary_size):
-                for small in self._affordable(group):
+                for small in self._batches_within_memory(group):
                     self._read_or_halve(reader, small, batch)
         if reader.is_short_of_memory and not batch.halved:
             # Fewer rows at a time may change the last bits of a product, as halving does.
             batch.halved = 1
         return batch
 
-    def _affordable(self, segments: Sequence[Segment]) -> list[Sequence[Segment]]:
+    def _batches_within_memory(self, segments: Sequence[Segment]) -> list[Sequence[Segment]]:
         """Cut a batch where the model computes all logits itself, to bound their memory."""
         if self.forward.head is not None:
             return [segments]
@@ -188,7 +188,7 @@ class TransformersTeacher:
             with torch.inference_mode():
                 results = [reader.finish(reading) for reading in batch.readings]
         except NotFinite as error:
-            raise self._explained(error) from None
+            raise self._located_error(error) from None
         layers = results[0].pooled
         return CaptureResult(
             block=join([result.block for result in results]),
@@ -196,7 +196,7 @@ class TransformersTeacher:
             halved=batch.halved,
         )
 
-    def _explained(self, error: NotFinite) -> KdpipeError:
+    def _located_error(self, error: NotFinite) -> KdpipeError:
         """Read a document again, alone, to find the first layer with values that are not finite.
 
         One of them spoils earlier positions too: attention multiplies it with 0, which gives NaN.

@@ -154,7 +154,12 @@ class Curriculum:
         """Later layers override: mode and alpha, the run's weights, the phase's alpha, the phase's weights."""
         losses = self._losses
         by_mode = _by_mode(losses, alpha)
-        layers = [by_mode, _given(losses.weights), by_mode if phase.alpha is not None else {}, _given(phase.weights)]
+        layers = [
+            by_mode,
+            _given_weights(losses.weights),
+            by_mode if phase.alpha is not None else {},
+            _given_weights(phase.weights),
+        ]
         weights: dict[TermName, float] = {}
         for layer in layers:
             weights |= layer
@@ -173,7 +178,7 @@ def _by_mode(losses: LossSettings, alpha: float) -> dict[TermName, float]:
             assert_never(losses.mode)
 
 
-def _given(weights: LossWeights) -> dict[TermName, float]:
+def _given_weights(weights: LossWeights) -> dict[TermName, float]:
     values = {name: getattr(weights, name) for name in (*LOGIT_NAMES, *HIDDEN_NAMES)}
     return {name: weight for name, weight in values.items() if weight is not None}
 
@@ -186,7 +191,9 @@ def _check_mode(losses: LossSettings, phases: Iterable[Phase]) -> None:
             hint="omit it, or give --mode hybrid",
         )
     for weights in (losses.weights, *(phase.weights for phase in phases)):
-        named = [name for name, weight in _given(weights).items() if weight and name in LOGIT_NAMES and name != "ce"]
+        named = [
+            name for name, weight in _given_weights(weights).items() if weight and name in LOGIT_NAMES and name != "ce"
+        ]
         if losses.mode == "output" and named:
             raise ConfigError(
                 f"mode output trains on labels only, but {named[0]}, which needs targets, has a weight",

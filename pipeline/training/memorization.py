@@ -47,10 +47,10 @@ def warnings(plan: StepPlan, curriculum: Curriculum, spec: TargetSpec, n_positio
     yield (
         f"{plan.epochs:.4g} epochs over the samples of {n_positions:,} positions: after about {most} the student "
         f"memorizes them, and its training loss no longer measures its distance from the teacher; cache more data,"
-        f"{_finer(spec)} or give --epochs {most}"
+        f"{_finer_profile(spec)} or give --epochs {most}"
     )
 
 
-def _finer(spec: TargetSpec) -> str:
+def _finer_profile(spec: TargetSpec) -> str:
     keep = spec.keep
     return " use --profile fine," if isinstance(keep, Threshold) and keep.tau > PROFILES["fine"] else ""

@@ -114,7 +114,7 @@ def _restore(run: Path, begin: MetricsState, step: int, place: int) -> MetricsGa
         if len(data) > begin.bytes:
             os.truncate(path, begin.bytes)
         return None
-    lines = _up_to(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), step, place)
+    lines = _lines_before(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), step, place)
     # A gap line of a run that was killed right after it is written again.
     while lines and GAP in json.loads(lines[-1]):
         lines.pop()
@@ -123,7 +123,7 @@ def _restore(run: Path, begin: MetricsState, step: int, place: int) -> MetricsGa
     return MetricsGap(step=step, expected=begin.lines, present=len(lines))
 
 
-def _up_to(lines: list[bytes], step: int, place: int) -> list[bytes]:
+def _lines_before(lines: list[bytes], step: int, place: int) -> list[bytes]:
     """The complete lines from before the checkpoint of a step and place.
 
     Steps skipped right after the checkpoint have its number, and undone lines any number: only their place shows that

@@ -139,8 +139,8 @@ def lines(schedule: ScheduleSettings, plan: StepPlan) -> list[str]:
         f"data        {whole}",
         f"steps       {steps}: {size}",
         f"schedule    {_shape(schedule, plan)}",
-        f"evaluation  {_every(plan.evaluate_every)} and at the end",
-        f"checkpoints {_every(plan.save_every)}{before_decay} and at the end",
+        f"evaluation  {_interval(plan.evaluate_every)} and at the end",
+        f"checkpoints {_interval(plan.save_every)}{before_decay} and at the end",
     ]
 
 
@@ -149,7 +149,7 @@ def counted(n: int, singular: str, plural: str | None = None) -> str:
     return f"{n:,} {singular if n == 1 else plural or f'{singular}s'}"
 
 
-def _every(n: int) -> str:
+def _interval(n: int) -> str:
     return "every step" if n == 1 else f"every {n:,} steps"
 
 

@@ -174,7 +174,7 @@ def test_an_export_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: py
     run = run_of(tmp_path, student("tiny"))
 
     def work() -> None:
-        monkeypatch.setattr(saving, "_own_code", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(saving, "_copy_own_code", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         export(run, None, None)
 
     child = Child(work)

@@ -55,7 +55,7 @@ def layer_pairs(
             rows=tuple(_by_depth(layer, manifest, n_student_layers) for layer in rows),
             pooled=tuple(_by_depth(layer, manifest, n_student_layers) for layer in pooled),
         )
-    return LayerPairs(rows=_one_per_student(pairs.rows, settings), pooled=pairs.pooled) if settings.router else pairs
+    return LayerPairs(rows=_first_pairs(pairs.rows, settings), pooled=pairs.pooled) if settings.router else pairs
 
 
 def _cached_layers(
@@ -123,7 +123,7 @@ def _cached_states(rows: Sequence[int], pooled: Sequence[int]) -> str:
     return f"the cache has {' and '.join(parts) or 'no states'} for these losses"
 
 
-def _one_per_student(pairs: tuple[LayerPair, ...], settings: HiddenLossSettings) -> tuple[LayerPair, ...]:
+def _first_pairs(pairs: tuple[LayerPair, ...], settings: HiddenLossSettings) -> tuple[LayerPair, ...]:
     """A router has one mixture per student layer, initialized at the first teacher layer it is paired with."""
     first: dict[int, LayerPair] = {}
     for pair in pairs:

@@ -259,7 +259,7 @@ def test_many_duplicates_are_found_as_a_dictionary_finds_them() -> None:
             (7 + i, module._Documents(numbers=np.arange(a, b), high=keys[a:b] % 3, low=keys[a:b], whole=keys[a:b] > 4))
             for i, (a, b) in enumerate(zip(ends - sizes, ends, strict=True))
         ]
-        result = module._Repeated.of(parts)
+        result = module._RepeatedDocuments.of(parts)
         seen: dict[int, int] = {}
         due = [(n, seen[key]) for n, key in enumerate(keys.tolist()) if seen.setdefault(key, n) != n]
         assert list(zip(result.numbers.tolist(), result.first_numbers.tolist(), strict=True)) == due

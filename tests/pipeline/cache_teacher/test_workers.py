@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.capture.capture_run import _together, work
+from kdpipe.pipeline.capture.capture_run import _combined_report, work
 from kdpipe.pipeline.capture.part_queue import WorkerShard
 from kdpipe.pipeline.capture.workers import run_workers, worker_settings
 from kdpipe.pipeline.teachers import transformers_backend
@@ -30,7 +30,7 @@ def test_two_workers_make_the_cache_of_one(folder: Path) -> None:
     alone = run(settings_for(folder, "alone", sequences=PARTS))
     settings, progress = settings_for(folder, "two", sequences=PARTS), RecordingProgress()
     reports = run_workers(partial(work, retry_for=1.0), [settings, settings], WorkerShard(), progress)
-    report = _together(reports, 1.0)
+    report = _combined_report(reports, 1.0)
     assert report.complete and report.cache_id == alone.cache_id
     # At the very end both may be at the same part, whose second making is dropped.
     assert report.parts.planned <= report.parts.made <= report.parts.planned + 2
