@@ -402,7 +402,7 @@ def test_a_lock_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, kind:
                 path.symlink_to("/dev/zero")
     before = {path: os.lstat(path) for path in tmp_path.rglob("*")}
     for path, beside in ((run / LOCK, False), (tmp_path / ".run.lock", True)):
-        refusal = pytest.raises(ConfigError, match=f"^{path} is not a regular file$")
+        refusal = pytest.raises(ConfigError, match=f"^{path} is not a regular file")
         with refusal as caught, locked(run, silent, beside=beside):
             pass
         assert caught.value.exit_code == 2 and "remove it" in str(caught.value.hint)

@@ -96,7 +96,7 @@ def test_the_number_type_is_the_requested_one(setting: str, dtype: torch.dtype, 
 
 def test_a_head_that_was_not_saved_is_not_made_up(tmp_path: Path) -> None:
     folder = reweighed(tiny_llama(tmp_path), lambda tensors: tensors.pop("lm_head.weight"))
-    with pytest.raises(ConfigError, match=r"lacks weights that its config needs: lm_head\.weight$") as caught:
+    with pytest.raises(ConfigError, match=r"lacks weights that its config needs: lm_head\.weight") as caught:
         loaded(folder)
     assert "saved without its head" in str(caught.value.hint)
 
