@@ -1,6 +1,6 @@
 """`kdpipe train`: trains a student from a cache."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,7 +15,11 @@ from kdpipe.cli.sample import last_lines
 from kdpipe.schemas.counts import counted
 
 if TYPE_CHECKING:
-    from kdpipe.schemas.run_report import Estimate, TrainReport
+    from collections.abc import Sequence
+
+    from kdpipe.schemas.run_report import DryStep, Estimate, TrainReport
+
+COLUMNS: Final = 80
 
 
 def train(
@@ -53,10 +57,13 @@ def train(
 
 def next_commands(report: "TrainReport", cache: str) -> list[list[str]]:
     """What to do with a finished run; it can be evaluated on what the cache held out."""
-    evaluate = [["eval", "--from-cache", cache, "--student", report.run]] if report.evaluation is not None else []
+    sample = ["sample", report.run]
+    if report.evaluation is None:
+        first = [[*sample, "--prompt", "TEXT"]]
+    else:
+        first = [["eval", "--from-cache", cache, "--student", report.run], sample]
     return [
-        *evaluate,
-        ["sample", report.run],
+        *first,
         ["compare", report.run, "OTHER_RUN"],
         ["export", report.run, "--to", "hf"],
     ]
@@ -75,19 +82,33 @@ def page(report: "TrainReport") -> str:
 
 
 def _dry_run(estimate: "Estimate") -> list[str]:
-    """Shapes of the first micro-batch, learning rates of the first steps, and what the whole run needs."""
+    """Shapes of the first micro-batch, the first steps, and what the whole run needs."""
     shapes = [
         (f"{owner} {name}", " x ".join(f"{n:,}" for n in shape))
         for owner, shapes in (("student", estimate.student_shapes), ("teacher", estimate.teacher_shapes))
         for name, shape in shapes.items()
     ]
-    rates = [
-        (f"step {step.step}", "learning rates " + ", ".join(f"{name} {lr:.3g}" for name, lr in step.rates.items()))
-        for step in estimate.steps
-    ]
     device = "" if estimate.peak_device_bytes is None else f", {size(estimate.peak_device_bytes)} on the device"
     needs = f"about {duration(estimate.seconds)} and {size(estimate.peak_bytes)} of memory{device}"
-    return [*console.facts([*shapes, *rates]), f"dry run: OK; the whole run needs {needs}"]
+    return [*console.facts(shapes), *_dry_steps(estimate.steps), f"dry run: OK; the whole run needs {needs}"]
+
+
+def _dry_steps(steps: "Sequence[DryStep]") -> list[str]:
+    """Loss, contribution of each term and learning rates of each step, in tables of at most 80 columns."""
+    rows = []
+    for step in steps:
+        terms = {name: f"{term.weighted or 0:.4f}" for name, term in step.terms.items()}
+        rates = {f"lr {name}": f"{lr:.3g}" for name, lr in step.rates.items()}
+        rows.append({"step": str(step.step), "loss": f"{step.loss:.4f}", **terms, **rates})
+    tables: list[list[str]] = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        cells = [name, *(row.get(name, "") for row in rows)]
+        column = [f"  {cell:>{max(map(len, cells))}}" for cell in cells]
+        if not tables or len(tables[-1][0] + column[0]) > COLUMNS:
+            tables.append([f"  {cell:>4}" for cell in ("step", *(row["step"] for row in rows))])
+        if name != "step":
+            tables[-1] = [line + cell for line, cell in zip(tables[-1], column, strict=True)]
+    return [line for table in tables for line in table]
 
 
 def _extent(report: "TrainReport") -> list[Fact]:

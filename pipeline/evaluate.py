@@ -12,7 +12,7 @@ from kdpipe.pipeline.evaluation.eval_request import EvalRequest as EvalRequest
 from kdpipe.pipeline.evaluation.sandbox import UNSAFE
 from kdpipe.pipeline.evaluation.stored import base_model_of, student_folder
 from kdpipe.pipeline.evaluation.tasks import check_tasks
-from kdpipe.pipeline.students.student_name import check_pretrained, check_vocabulary_file
+from kdpipe.pipeline.students.student_name import check_pretrained, check_vocabulary_file, hub_lookup
 from kdpipe.schemas.errors import ConfigError
 from kdpipe.schemas.progress import Progress, Task, running
 from kdpipe.schemas.train_report import EvalReport, Evaluation
@@ -28,6 +28,8 @@ def evaluate(request: EvalRequest, progress: Progress) -> EvalReport:
     if library_tasks := request.library_tasks:
         check_tasks(library_tasks)
     progress.message(f"evaluating {request.student} on {request.cache}: {len(cache):,} {request.split} sequences")
+    if (lookup := hub_lookup(settings.name or "")) is not None:
+        progress.message(lookup)
     with running(progress, Task(name="load torch")):
         from kdpipe.pipeline.evaluation.student_evaluation import evaluate_student
     return evaluate_student(request, cache, folder, settings, progress)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from kdpipe.cache.durable.lock import locked
+from kdpipe.pipeline.students.student_name import hub_lookup
 from kdpipe.pipeline.training import completed_run
 from kdpipe.pipeline.training.run_inputs import open_inputs
 from kdpipe.schemas.errors import ConfigError
@@ -31,6 +32,8 @@ def train(settings: TrainSettings, options: TrainOptions, progress: Progress) ->
         inputs = open_inputs(settings, progress)
         n_positions = inputs.cache.n_positions
         progress.message(f"training {settings.student.name} from {settings.cache.path}: {n_positions:,} positions")
+        if (lookup := hub_lookup(settings.student.name or "")) is not None:
+            progress.message(lookup)
         with running(progress, Task(name="load torch")):
             from kdpipe.pipeline.training.training_run import train_in
         return train_in(folder, settings, options, inputs, progress, started)

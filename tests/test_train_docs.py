@@ -66,9 +66,9 @@ def test_every_command_of_the_page_runs_and_writes_the_listed_files(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDPIPE_MACHINE__THREADS", "1")
-    for story in ("training.finalize", "export"):
+    for module in ("training.finalize", "students.export_folder"):
         # Reloading each student in another process takes seconds; other tests cover it.
-        monkeypatch.setattr(f"kdpipe.pipeline.{story}.check_reload", lambda *_, **__: 0.0)
+        monkeypatch.setattr(f"kdpipe.pipeline.{module}.check_reload", lambda *_, **__: 0.0)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(lines) >= 11
     for line in lines:

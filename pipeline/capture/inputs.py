@@ -12,6 +12,7 @@ from kdpipe.pipeline.documents.data_sources import is_of_hub
 from kdpipe.pipeline.documents.open_corpus import open_corpus
 from kdpipe.pipeline.documents.text_ranges import LONG_BYTES, MIN_RANGE_BYTES
 from kdpipe.pipeline.documents.tokenize import DocumentCounts
+from kdpipe.pipeline.models.folders import HUB_LOOKUP
 from kdpipe.pipeline.teachers import TeacherBackend, backend_of
 from kdpipe.pipeline.tokenizers.cached_tokenizer import with_reloadable_files
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer, load_tokenizer
@@ -26,8 +27,6 @@ LARGEST_FRACTION = 0.3
 DEFAULT_LENGTH = 2048
 SHOWN_BAD_ROWS = 3
 SHOWN_LINES = 20
-# Shown before a look-up that may take half a minute when the Hub does not respond.
-ASKED_HUB = "{} is not a local path: looking it up on the Hugging Face Hub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +42,7 @@ def read_inputs(settings: CaptureSettings, progress: Progress, tokenizer: Loaded
     tokenizer = tokenizer or read_tokenizer(settings)
     for name in (settings.data.path, settings.data.val_path):
         if name is not None and is_of_hub(name):
-            progress.message(ASKED_HUB.format(name))
+            progress.message(HUB_LOOKUP.format(name))
     with running(progress, Task(name="read documents")):
         corpus = open_corpus(settings.data, tokenizer)
     _describe(corpus, progress)

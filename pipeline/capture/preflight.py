@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.pipeline.capture.capture_teacher import CapturePlan, plan_capture
-from kdpipe.pipeline.capture.inputs import ASKED_HUB, read_tokenizer
+from kdpipe.pipeline.capture.inputs import read_tokenizer
 from kdpipe.pipeline.documents.data_sources import HUB_NAME
+from kdpipe.pipeline.models.folders import HUB_LOOKUP
 from kdpipe.pipeline.teachers import backend_of
 from kdpipe.pipeline.tokenizers.tokenizer import LoadedTokenizer
 from kdpipe.pipeline.tokenizers.tokenizer_difference import ALLOW, teacher_tokenizer_difference
@@ -39,4 +40,4 @@ def check_before_reading(settings: CaptureSettings, progress: Progress) -> tuple
 
 def _announce_hub(name: str, progress: Progress) -> None:
     if HUB_NAME.match(name) and not Path(name).expanduser().exists():
-        progress.message(ASKED_HUB.format(name))
+        progress.message(HUB_LOOKUP.format(name))

@@ -22,6 +22,8 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The header of a safetensors file is at most 100 MB (its specification).
 MAX_HEADER_BYTES = 100_000_000
+# Shown before a look-up that may take half a minute when the Hub does not respond.
+HUB_LOOKUP = "{} is not a local path: looking it up on the Hugging Face Hub"
 DOWNLOAD_AGAIN = "download it again: it is incomplete"
 
 
@@ -35,6 +37,11 @@ def local_folder(name: str) -> Path | None:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ConfigError(f"no such folder: {name}", hint="give a model folder, or a Hub id such as org/name")
     return None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is not a local file or folder."""
+    return not Path(name).expanduser().exists()
 
 
 def check_model_name(name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from kdpipe.cache import layout
 from kdpipe.cache.parts.tokenizer_content import TOKENIZER
 from kdpipe.cache.reader import Cache
-from kdpipe.pipeline.models.folders import check_model_name
+from kdpipe.pipeline.models.folders import HUB_LOOKUP, check_model_name, is_hub_id
 from kdpipe.pipeline.students.presets import PRESETS
 from kdpipe.pipeline.tokenizers.vocabulary_file import vocabulary_difference, vocabulary_of
 from kdpipe.schemas.errors import ConfigError, Incompatible
@@ -39,6 +39,11 @@ def check_student(settings: StudentSettings) -> None:
         if not path.is_dir():
             _refuse_typos(name)
         check_model_name(name)
+
+
+def hub_lookup(name: str) -> str | None:
+    """A line about a student that is looked up on the Hub, which may take long; None for a local one or a preset."""
+    return HUB_LOOKUP.format(name) if name not in PRESETS and is_hub_id(name) else None
 
 
 def check_pretrained(settings: StudentSettings) -> None:

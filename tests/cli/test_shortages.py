@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cli.main import run
-from kdpipe.pipeline import evaluate, export  # noqa: F401  (imported before files run short)
+from kdpipe.pipeline.evaluation import student_evaluation  # noqa: F401  (imported before files run short)
+from kdpipe.pipeline.students import export_folder  # noqa: F401
+from kdpipe.pipeline.training import training_run  # noqa: F401
 from support.children import in_child, mount_memory, mounted
 from support.stage_two import STUDENT, make_cache
 

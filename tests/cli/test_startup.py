@@ -36,6 +36,8 @@ console.note = first
 run(sys.argv[1:])
 """
 
+SECOND_LINE = FIRST_LINE.replace("def first(text):", "def first(text):\n    if 'Hub' not in text: return")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -95,6 +97,13 @@ def test_mistakes_are_refused_and_caches_handled_without_torch(folder: Path) -> 
     answers = dict(zip((*WRONG, *RIGHT), in_new_process(folder, CODES, json.dumps(words)), strict=True))
     assert answers == {command: [code, []] for command, code in (WRONG | dict.fromkeys(RIGHT, 0)).items()}
     assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["train --from-cache cache --out run", "eval --from-cache cache"])
+def test_a_look_up_on_the_hub_is_shown_before_torch(folder: Path, command: str) -> None:
+    text, heavy, _ = in_new_process(folder, SECOND_LINE, *command.split(), "--student", "nosuch/thing")
+    assert isinstance(text, str) and "nosuch/thing" in text and "Hub" in text
+    assert heavy == []
 
 
 @pytest.mark.parametrize(

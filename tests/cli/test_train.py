@@ -309,6 +309,23 @@ def test_a_dry_run_estimates_the_whole_run(handed: dict[str, Any], capsys: pytes
     assert reported == "dry run: OK; the whole run needs about 1 h 30 min and 1.5 GB of memory"
 
 
+def test_many_terms_of_a_dry_run_fill_80_columns_at_most(
+    handed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terms = {
+        name: TermReport(raw=1.0, weight=0.5, weighted=0.5, share=0.2)
+        for name in ("ce", "forward_kl_coarse", "reverse_kl_bound", "cosine", "document_relations")
+    }
+    rates = dict.fromkeys(("matrices", "tables", "vectors", "maps"), 0.001)
+    steps = tuple(DryStep(step=n, loss=2.5, terms=terms, rates=rates, gradient_norm=1.0) for n in (1, 2))
+    estimate = Estimate(seconds=1.0, peak_bytes=5, steps=steps)
+    handed["report"] = PLAIN.model_copy(update={"final": None, "dry_run": estimate})
+    settings_of(handed, "--dry-run")
+    lines = capsys.readouterr().out.splitlines()
+    tables = [line for line in lines if line.split()[:1] == ["step"]]
+    assert len(tables) == 2 and all(len(line) <= 80 for line in tables)
+
+
 def test_a_dry_run_shows_shapes_and_learning_rates(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     step = DryStep(step=1, loss=3.0, terms={}, rates={"matrices": 0.01, "tables": 0.1}, gradient_norm=1.0)
     estimate = Estimate(
@@ -324,7 +341,8 @@ def test_a_dry_run_shows_shapes_and_learning_rates(handed: dict[str, Any], capsy
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["student", "logits", "1,024", "x", "512"] in lines
     assert ["teacher", "token", "ids", "1,024", "x", "25"] in lines
-    assert ["step", "1", "learning", "rates", "matrices", "0.01,", "tables", "0.1"] in lines
+    assert ["step", "loss", "lr", "matrices", "lr", "tables"] in lines
+    assert ["1", "3.0000", "0.01", "0.1"] in lines
     assert lines[-1][-5:] == ["2.0", "GB", "on", "the", "device"]
 
 
