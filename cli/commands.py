@@ -18,6 +18,7 @@ from kdpipe.cli.compare import compare
 from kdpipe.cli.demo import demo
 from kdpipe.cli.doctor import doctor
 from kdpipe.cli.eval import evaluate
+from kdpipe.cli.examples import EXAMPLES
 from kdpipe.cli.export import export
 from kdpipe.cli.flags import with_flags
 from kdpipe.cli.help_pages import CONTEXT, HelpCommand, HelpGroup
@@ -56,51 +57,6 @@ def options(
     """Show the help when no command is given; --version and --debug are handled before."""
     if context.invoked_subcommand is None:
         console.answer(context.get_help())
-
-
-# Two or three commands to copy, at the end of a help page.
-EXAMPLES = {
-    "plan": """
-        kdpipe plan --teacher Qwen/Qwen3-8B --data corpus.jsonl --targets topk
-        kdpipe plan --teacher Qwen/Qwen3-8B --tokens 100000000
-    """,
-    "cache-teacher": """
-        kdpipe cache-teacher --teacher Qwen/Qwen3-8B --data corpus.jsonl --out cache
-        kdpipe cache-teacher --teacher model --data chats.jsonl --out cache --dry-run
-        kdpipe cache-teacher --config capture.yaml --devices all
-    """,
-    "train": """
-        kdpipe train --from-cache cache --student 100m --out runs/a
-        kdpipe train --from-cache cache --student model --out runs/b --lr 1e-5 --lora
-        kdpipe train --config train.yaml --dry-run
-    """,
-    "eval": """
-        kdpipe eval --from-cache cache --student runs/a
-        kdpipe eval --from-cache cache --student runs/a --tasks hellaswag --limit 100
-    """,
-    "compare": """
-        kdpipe compare runs/a runs/b
-        kdpipe compare runs/a student --teacher --format md
-    """,
-    "sample": """
-        kdpipe sample runs/a
-        kdpipe sample runs/a --prompt "Once upon a time" --beside Qwen/Qwen3-8B
-    """,
-    "chat": """
-        kdpipe chat runs/a
-    """,
-    "export": """
-        kdpipe export runs/a --to hf --out student
-    """,
-    "demo": """
-        kdpipe demo --out runs/demo
-    """,
-    "doctor": """
-        kdpipe doctor --out runs
-        kdpipe doctor --from-cache cache --teacher Qwen/Qwen3-8B --student 100m
-        kdpipe doctor runs/a
-    """,
-}
 
 
 def _add(name: str, command: Callable[..., None]) -> None:

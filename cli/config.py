@@ -9,8 +9,10 @@ import typer
 
 from kdpipe.cli import capture_options, console, train_options
 from kdpipe.cli.common_options import OUT
+from kdpipe.cli.examples import EXAMPLES
 from kdpipe.cli.help_pages import HelpCommand, HelpGroup
 from kdpipe.schemas.choices import ConfiguredCommand
+from kdpipe.schemas.counts import counted
 from kdpipe.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,14 +31,14 @@ def options(context: typer.Context) -> None:
         console.answer(context.get_help())
 
 
-@app.command("init", cls=HelpCommand)
+@app.command("init", cls=HelpCommand, epilog=EXAMPLES["config init"])
 def init(for_: For = "train") -> None:
     """Print a commented YAML file of all settings."""
     helps = {flag.key: f"{flag.name}: {flag.help}" for flag in FLAGS[for_]}
     console.answer("\n".join(_commented(_kind(for_)().model_dump(mode="json"), helps)))
 
 
-@app.command("show", cls=HelpCommand)
+@app.command("show", cls=HelpCommand, epilog=EXAMPLES["config show"])
 def show(
     config: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="YAML or JSON file.")] = None,
     sets: Annotated[
@@ -49,6 +51,8 @@ def show(
     from kdpipe.schemas import settings
 
     kind, lines = _kind(for_), line_numbers(config) if config else {}
+    if config:
+        _refuse_problems(kind, config)
     given = settings.from_file(kind, read_file(config), str(config)) if config else []
     given += settings.from_environment(kind, os.environ, read_value, others=(_kind("train"), _kind("cache-teacher")))
     given += settings.from_sets(kind, sets or (), read_value)
@@ -61,26 +65,33 @@ def show(
     console.answer("\n".join(console.facts(facts)))
 
 
-@app.command("check", cls=HelpCommand)
+@app.command("check", cls=HelpCommand, epilog=EXAMPLES["config check"])
 def check(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON file.")], for_: For = "train"
 ) -> None:
     """Check a file and list all errors with their lines."""
+    _refuse_problems(_kind(for_), config)
+    console.answer(f"{config}: OK")
+
+
+@app.command("schema", cls=HelpCommand, epilog=EXAMPLES["config schema"])
+def schema(for_: For = "train") -> None:
+    """Print a JSON Schema of the settings, for editors."""
+    console.document(_kind(for_).model_json_schema())
+
+
+def _refuse_problems(kind: "type[Record]", config: Path) -> None:
+    """Print all errors of a file with their lines, and raise if there are any."""
     from kdpipe.pipeline.config_file import line_numbers, read_file
 
-    problems, lines = _problems(_kind(for_), read_file(config), str(config)), line_numbers(config)
+    problems, lines = _problems(kind, read_file(config), str(config)), line_numbers(config)
     for key, error in problems:
         hint = f" ({error.hint})" if error.hint else ""
         console.answer(f"{config}:{lines.get(key, 1)}: {error.message}{hint}")
     if problems:
-        raise ConfigError(f"{config} has {len(problems)} errors", hint="correct them, and check the file again")
-    console.answer(f"{config}: OK")
-
-
-@app.command("schema", cls=HelpCommand)
-def schema(for_: For = "train") -> None:
-    """Print a JSON Schema of the settings, for editors."""
-    console.document(_kind(for_).model_json_schema())
+        raise ConfigError(
+            f"{config} has {counted(len(problems), 'error')}", hint="correct them, and check the file again"
+        )
 
 
 def _kind(command: ConfiguredCommand) -> "type[Record]":

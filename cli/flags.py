@@ -4,10 +4,12 @@ In: a table of `Flag` and a command's function. Out: the function with those fla
 receives them as one `ParsedFlags`.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,4 +91,18 @@ def with_flags(table: Sequence[Flag], command: Callable[..., None], set_example:
 def _option(flag: Flag) -> Any:
     metavar = flag.metavar or ("N" if flag.type is int else None)
     panel = PANEL_OF[flag.key.partition(".")[0]]
-    return Annotated[flag.type | None, typer.Option(flag.name, metavar=metavar, help=flag.help, rich_help_panel=panel)]
+    option = partial(typer.Option, flag.name, help=flag.help, rich_help_panel=panel)
+    if flag.type in (int, float):
+        return Annotated[Any | None, option(parser=partial(_number, flag.type), metavar=metavar or "NUMBER")]
+    return Annotated[flag.type | None, option(metavar=metavar)]
+
+
+def _number(kind: type, text: str) -> float:
+    """A number as it is written: whole where it is, so that a message repeats it; 1e3 counts as a whole number."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if kind is float or number.is_integer():
+            return int(number) if kind is int else number
+    raise typer.BadParameter(f"{text!r} is not {'a whole number' if kind is int else 'a number'}")

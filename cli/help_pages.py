@@ -35,6 +35,21 @@ PANEL_OF = {
     "out": "Output",
     "machine": "Machine",
 }
+# Panels of options that set no setting.
+OPTION_PANELS = {
+    "--resume-from": "Run",
+    "--overwrite": "Output",
+    "--dry-run": "Run",
+    "--shard": "Machine",
+    "--retry-for": "Machine",
+    "--from-cache": "Cache",
+    "--allow-partial": "Cache",
+    "--verify": "Cache",
+    "--student": "Student",
+    "--split": "Data",
+    "--limit": "Data",
+    "--tokens": "Data",
+}
 # Wider lines than this are hard to read.
 MAX_WIDTH = 120
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH}
@@ -87,7 +102,8 @@ def _write_panels(command: Any, context: Any, formatter: Any) -> None:
         if parameter.param_type_name == "argument":
             arguments.append(record)
         else:
-            panels[getattr(parameter, "rich_help_panel", None) or OTHERS].append(record)
+            panel = getattr(parameter, "rich_help_panel", None) or OPTION_PANELS.get(parameter.opts[0], OTHERS)
+            panels[panel].append(record)
     if arguments:
         with formatter.section("Arguments"):
             formatter.write_dl(arguments)

@@ -48,4 +48,5 @@ def _given_values(kind: type[R], given: ParsedFlags) -> "list[Assignment]":
     values += settings.from_sets(kind, given.sets, read_value)
     for flag, value in given.flags:
         values += settings.from_flag(kind, flag.name, flag.key, value)
+    settings.check_overridden(kind, values)
     return values

@@ -5,6 +5,7 @@ handlers are installed before anything else is imported, typer included.
 """
 
 import errno
+import re
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def run(words: Sequence[str]) -> int:
         return _exit_code(error.exit_code, debug)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # only usage errors have it
-        message = error.format_message()
+        message = _plain(error.format_message())
         option = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None  # an unknown option
         if option and (here := option_in_other_tools(option)) is not None:
             message = f"No such option: {option}: here it is {here}"
@@ -69,6 +70,13 @@ def run(words: Sequence[str]) -> int:
         return _exit_code(1, debug)
     except Exception as error:
         return _unexpected(error, debug)
+
+
+def _plain(message: str) -> str:
+    """The message about an argument, without the wording of pydantic."""
+    message = message.replace("Value error, ", "")
+    message = re.sub(r"Input should be a valid integer.*", "expected a whole number", message)
+    return re.sub(r"Input should be a valid number.*", "expected a number", message)
 
 
 def _unexpected(error: Exception, debug: bool) -> int:

@@ -102,16 +102,37 @@ def by_dotted_name(values: Mapping[str, Any], above: str = "") -> dict[str, Any]
 def build(kind: type[R], assignments: Iterable[Assignment]) -> R:
     """The record of all assignments; of two values for one setting the later one counts."""
     last = {assignment.key: assignment for assignment in assignments}
-    values: dict[str, Any] = {}
-    for key, assignment in last.items():
-        inner = values
-        for step in key[:-1]:
-            inner = inner.setdefault(step, {})
-        inner[key[-1]] = assignment.value
     try:
-        return kind.model_validate_json(json.dumps(values))
+        return _validated(kind, last.values())
     except ValidationError as error:
         raise _wrong_value(kind, error, last) from None
+
+
+def _validated(kind: type[R], assignments: Iterable[Assignment]) -> R:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        inner = values
+        for step in assignment.key[:-1]:
+            inner = inner.setdefault(step, {})
+        inner[assignment.key[-1]] = assignment.value
+    return kind.model_validate_json(json.dumps(values))
+
+
+def check_overridden(kind: type[Record], assignments: Sequence[Assignment]) -> None:
+    """Refuse invalid values even if another source overrides them."""
+    last = {assignment.key: assignment for assignment in assignments}
+    for assignment in assignments:
+        by = last[assignment.key]
+        if assignment is by:
+            continue
+        try:
+            _validated(kind, [assignment])
+        except ValidationError as error:
+            if error.errors()[0]["loc"][: len(assignment.key)] == assignment.key:
+                wrong = _wrong_value(kind, error, {assignment.key: assignment})
+                raise ConfigError(
+                    wrong.message, hint=f"correct it, or leave it out: {by.source} overrides it"
+                ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,19 +291,23 @@ def expected(problem: Any) -> str:
         case "literal_error":
             return _choices(str(limits["expected"]))
         case "greater_than":
-            return f"greater than {limits['gt']:g}"
+            return f"greater than {_limit(limits['gt'])}"
         case "greater_than_equal":
-            return f"at least {limits['ge']:g}"
+            return f"at least {_limit(limits['ge'])}"
         case "less_than":
-            return f"less than {limits['lt']:g}"
+            return f"less than {_limit(limits['lt'])}"
         case "less_than_equal":
-            return f"at most {limits['le']:g}"
+            return f"at most {_limit(limits['le'])}"
         case "string_too_short" | "too_short":
             return "longer" if limits.get("min_length", 1) > 1 else "not empty"
         case "string_pattern_mismatch":
             return f"of the form {limits['pattern']}"
         case _:
             return ""
+
+
+def _limit(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 def _choices(quoted: str) -> str:

@@ -12,6 +12,7 @@ from kdpipe.cli.cache.requantize import requantize
 from kdpipe.cli.cache.sign import sign
 from kdpipe.cli.cache.subset import subset
 from kdpipe.cli.cache.verify import verify
+from kdpipe.cli.examples import EXAMPLES
 from kdpipe.cli.help_pages import HelpCommand, HelpGroup
 
 app = typer.Typer(help="Inspect, verify, copy and transform caches.", rich_markup_mode=None, cls=HelpGroup)
@@ -24,12 +25,12 @@ def options(context: typer.Context) -> None:
         console.answer(context.get_help())
 
 
-app.command("copy", cls=HelpCommand)(copy)
-app.command("export", cls=HelpCommand)(export)
-app.command("import", cls=HelpCommand)(import_)
-app.command("inspect", cls=HelpCommand)(inspect)
-app.command("merge", cls=HelpCommand)(merge)
-app.command("requantize", cls=HelpCommand)(requantize)
-app.command("sign", cls=HelpCommand)(sign)
-app.command("subset", cls=HelpCommand)(subset)
-app.command("verify", cls=HelpCommand)(verify)
+app.command("copy", cls=HelpCommand, epilog=EXAMPLES["cache copy"])(copy)
+app.command("export", cls=HelpCommand, epilog=EXAMPLES["cache export"])(export)
+app.command("import", cls=HelpCommand, epilog=EXAMPLES["cache import"])(import_)
+app.command("inspect", cls=HelpCommand, epilog=EXAMPLES["cache inspect"])(inspect)
+app.command("merge", cls=HelpCommand, epilog=EXAMPLES["cache merge"])(merge)
+app.command("requantize", cls=HelpCommand, epilog=EXAMPLES["cache requantize"])(requantize)
+app.command("sign", cls=HelpCommand, epilog=EXAMPLES["cache sign"])(sign)
+app.command("subset", cls=HelpCommand, epilog=EXAMPLES["cache subset"])(subset)
+app.command("verify", cls=HelpCommand, epilog=EXAMPLES["cache verify"])(verify)

@@ -154,11 +154,11 @@ def test_the_layers_join_in_their_order(
     [
         (["--targets", "topk", "--tau", "0.1"], "--tau applies to the targets threshold, not to topk (--targets)"),
         (["--tau", "0.1", "--profile", "fine"], "--tau and --profile both set"),
-        (["--tau", "7"], "--tau must be at most 1, not 7.0"),
+        (["--tau", "7"], "--tau must be at most 1, not 7"),
         (["--temperatures", "2,x"], "--temperatures: item 2 must be a number, not 'x'"),
         (["--temperatures", "2,0"], "--temperatures: item 2 must be at least 0.001, not 0.0"),
         (["--temperatures", ""], "--temperatures: item 1 must be a number, not ''"),
-        (["--targets", "topk", "--top-k", "5000"], "--top-k must be at most 4096, not 5000"),
+        (["--targets", "topk", "--top-k", "5000"], "--top-k must be at most 4,096, not 5000"),
         (["--hidden-layers", "last"], "--hidden-layers: item 1: a layer is a number, or a share of"),
         (["--set", "targets.taus=1"], "--set targets.taus=1: unknown setting 'targets.taus': the nearest is 'ta"),
         (["--config", "missing.yaml"], "the file missing.yaml cannot be read: No such file or directory"),

@@ -175,7 +175,7 @@ def test_variables_of_stage_one_are_left_to_it(handed: dict[str, Any], monkeypat
         (["--optimizer", "adamw", "--set", "optimizer.momentum=0.9"], "--set optimizer.momentum=0.9 applies to"),
         (["--set", "student.lora_rank=8"], "--set student.lora_rank=8 applies to LoRA"),
         (["--alpha", "1.5"], "--alpha must be at most 1, not 1.5"),
-        (["--temperature", "0"], "--temperature must be at least 0.001, not 0.0"),
+        (["--temperature", "0"], "--temperature must be at least 0.001, not 0"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["--report-to", "wandbb"], "--report-to: item 1 must be"),
         (["--set", "losses.temprature=2"], "--set losses.temprature=2: unknown setting 'losses.temprature': the near"),
