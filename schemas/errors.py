@@ -131,3 +131,9 @@ def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | 
     import difflib
 
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -32,7 +32,7 @@ from kdpipe.cache.parts.parquet_bounds import (
     row_costs,
 )
 from kdpipe.cache.parts.parquet_footer import BYTE_ARRAY, Footer, read_footer
-from kdpipe.schemas.errors import CacheDamaged, ConfigError
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, first_line
 
 MAGIC = b"ARROW1"
 PARQUET_BATCH = 1024
@@ -101,7 +101,7 @@ class IpcTable:
             self._batch = _read_batch(data, pa.schema([field.to_arrow() for field in fields]))
             self._batch.validate(full=True)
         except (pa.ArrowException, OSError, ValueError, struct.error) as error:
-            raise CacheDamaged(f"{what} is not the Arrow file it should be: {_first_line(error)}") from None
+            raise CacheDamaged(f"{what} is not the Arrow file it should be: {first_line(error)}") from None
         if self._batch.num_rows != n_rows:
             raise CacheDamaged(f"{what} has {self._batch.num_rows:,} rows, part.json has {n_rows:,}")
         for field in fields:
@@ -182,17 +182,13 @@ def decompress(frame: bytes, n_bytes: int, what: str) -> bytes:
     try:
         return bytes(pa.Codec("zstd").decompress(frame, n_bytes, asbytes=True))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CacheDamaged(f"{what}: a text does not decompress: {_first_line(error)}") from None
+        raise CacheDamaged(f"{what}: a text does not decompress: {first_line(error)}") from None
 
 
 def _page(codec: int, stored: bytes, n_bytes: int) -> bytes | None:
     """A page's bytes; None of a codec whose frames are not simple."""
     name = CODECS.get(codec)
     return bytes(pa.Codec(name).decompress(stored, n_bytes, asbytes=True)) if name else stored if not codec else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @lru_cache(maxsize=8)
@@ -219,7 +215,7 @@ class _ParquetData:
 
     @staticmethod
     def _unreadable(path: str, error: Exception, hint: str | None = None) -> ConfigError:
-        return ConfigError(f"{path} cannot be read as Parquet: {_first_line(error)}", hint=hint)
+        return ConfigError(f"{path} cannot be read as Parquet: {first_line(error)}", hint=hint)
 
     def _pages(self, number: int) -> list[Pages]:
         """The pages of the columns that are read, which must not unfold too far."""
@@ -317,7 +313,7 @@ class ParquetRows(_ParquetData):
         except UnicodeDecodeError:
             return NOT_UTF8
         except NO_VALUE as error:
-            return f"it has a value that Python has no type for: {_first_line(error)}"
+            return f"it has a value that Python has no type for: {first_line(error)}"
         return row
 
 

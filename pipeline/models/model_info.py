@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.hub import cached_file
 
 from kdpipe.pipeline.models import folders
-from kdpipe.schemas.errors import ConfigError, KdpipeError
+from kdpipe.schemas.errors import ConfigError, KdpipeError, first_line
 from kdpipe.schemas.model import ModelSettings
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
@@ -149,10 +149,10 @@ def explained_load_errors(name: str) -> Iterator[None]:
         raise ConfigError(f"{error.filename or name} cannot be read: {error.strerror}", hint=hint) from error
     except ImportError as error:
         raise ConfigError(
-            f"{name} needs a library that is not installed: {_first_line(error)}", hint="install it"
+            f"{name} needs a library that is not installed: {first_line(error)}", hint="install it"
         ) from error
     except Exception as error:
-        text = _first_line(error)
+        text = first_line(error)
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"{name} contains its own code",
@@ -266,8 +266,3 @@ def _license(folder: Path | None, name: str, settings: ModelSettings) -> str | N
 def _dtype_name(text: Any) -> str | None:
     dtype = getattr(text, "dtype", None)
     return str(dtype).removeprefix("torch.") if dtype is not None else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

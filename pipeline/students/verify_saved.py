@@ -21,7 +21,7 @@ from torch import Tensor
 from kdpipe.cache.reader import Cache
 from kdpipe.cache.verify.children import end_with_parent, shielded
 from kdpipe.pipeline.models.head import TOLERANCE
-from kdpipe.schemas.errors import KdpipeError
+from kdpipe.schemas.errors import KdpipeError, first_line
 
 # Relative to the largest logit. A wrong RoPE base changes logits by half of it, another device by less than this.
 LEAST_TOLERANCE = 1e-3
@@ -76,7 +76,7 @@ def _in_this_process(folder: Path, ids: Sequence[int]) -> tuple[np.ndarray[Any, 
     try:
         return _load_and_run(folder.resolve(), ids, trusted=False)
     except Exception as error:
-        raise KdpipeError(f"{folder} cannot be loaded: {_first_line(error)[:300]}", hint=SAVED) from error
+        raise KdpipeError(f"{folder} cannot be loaded: {first_line(error)}", hint=SAVED) from error
 
 
 def _fresh(folder: Path, ids: Sequence[int], trusted: bool) -> tuple[np.ndarray[Any, Any], torch.dtype]:
@@ -118,10 +118,6 @@ def _packed(folder: str, ids: str, trusted: str) -> bytes:
     return str(dtype).removeprefix("torch.").encode() + b"\n" + array.getvalue()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 if __name__ == "__main__":
     end_with_parent()
     try:
@@ -130,4 +126,4 @@ if __name__ == "__main__":
             os.dup2(2, 1)
             answers.write(_packed(*sys.argv[1:]))
     except Exception as error:
-        sys.exit(_first_line(error))
+        sys.exit(first_line(error))

@@ -23,7 +23,7 @@ from kdpipe.pipeline.tokenizers.vocabulary_file import (
     check_tokenizer_name,
     folder_has_tokenizer,
 )
-from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible
+from kdpipe.schemas.errors import CacheDamaged, ConfigError, Incompatible, first_line
 from kdpipe.schemas.manifest import MAX_VOCABULARY, TOKENIZER_FILE, FileRecord, Tokenizer
 from kdpipe.schemas.strict_json import sha256_hex
 
@@ -110,7 +110,7 @@ def load_fast(name: str, revision: str | None = None, trust_remote_code: bool = 
         )
     except Exception as error:  # transformers, tokenizers (a bare Exception) and the Hub raise unrelated classes
         raise ConfigError(
-            f"the tokenizer {name} cannot be loaded: {_first_line(error)}", hint=_advice(error, folder.is_dir())
+            f"the tokenizer {name} cannot be loaded: {first_line(error)}", hint=_advice(error, folder.is_dir())
         ) from error
     if not isinstance(fast, PreTrainedTokenizerFast):
         raise ConfigError(
@@ -138,10 +138,6 @@ def _advice(error: Exception, is_folder: bool) -> str:
     return "check the name, the network and your access, or use a local folder"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
 def _template(fast: PreTrainedTokenizerFast, name: str, chosen: str | None) -> str | None:
     own = fast.chat_template
     templates: dict[str, str] = own if isinstance(own, dict) else {} if own is None else {"default": own}
@@ -155,7 +151,7 @@ def _template(fast: PreTrainedTokenizerFast, name: str, chosen: str | None) -> s
         return Path(chosen).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         others = f"; templates of {name}: {', '.join(sorted(templates))}" if len(templates) > 1 else ""
-        why = getattr(error, "strerror", None) or _first_line(error)
+        why = getattr(error, "strerror", None) or first_line(error)
         raise ConfigError(
             f"the chat template {chosen} cannot be read: {why}{others}",
             hint='give a file, or "none" for no template',
