@@ -6,13 +6,14 @@ from kdpipe.cli.main import run
 from kdpipe.schemas.model import check_devices
 from support.commands import SURFACE
 
-COMPUTE = ("plan", "cache-teacher", "train", "eval", "sample", "chat", "demo", "cache verify")
+COMPUTE = ("plan", "cache-teacher", "train", "eval", "compare", "sample", "chat", "demo", "cache verify")
 # What a command needs besides --devices.
 REQUIRED = {
     "plan": ["--teacher", "t"],
     "cache-teacher": ["--teacher", "t", "--data", "d", "--out", "o"],
     "train": ["--from-cache", "c", "--student", "tiny", "--out", "o"],
     "eval": ["--from-cache", "c", "--student", "s"],
+    "compare": ["a", "b"],
     "sample": ["model"],
     "chat": ["model"],
     "demo": [],

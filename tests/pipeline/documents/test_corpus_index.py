@@ -105,7 +105,7 @@ def test_one_bad_row_more_than_allowed_is_an_error_that_names_the_first() -> Non
     assert index(FixedOrder(rows), max_bad_rows=4).n_bad_rows == 4
     named = (
         r"more than 3 invalid rows\. The first: corpus\.jsonl:1: broken one; "
-        r"corpus\.jsonl:2: broken two; corpus\.jsonl:3: broken three$"
+        r"corpus\.jsonl:2: broken two; corpus\.jsonl:3: broken three"
     )
     with pytest.raises(ConfigError, match=named) as caught:
         index(FixedOrder(rows), max_bad_rows=3)
