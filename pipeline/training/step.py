@@ -3,6 +3,7 @@
 In: a `TrainState`, a `StepBatch`, the active terms. Out: a `StepResult`, with gradients in place.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def forward_backward(train_state: TrainState, batch: StepBatch, terms: ActiveTer
     metrics = _term_metrics(sums, terms, counts)
     loss = sum(term.weighted for term in metrics.values())
     # Sums with a value that is not finite are not finite: two numbers suffice to check all.
-    finite = bool(torch.tensor([loss, norm], dtype=torch.float64).isfinite().all())
+    finite = math.isfinite(loss) and math.isfinite(norm)
     return StepResult(
         loss=loss,
         terms=metrics,
