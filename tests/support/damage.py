@@ -107,7 +107,7 @@ def everything_of(path: Path, allow_partial: bool = False) -> str:
     for table in cache.manifest.tables:
         digest.update(cache.table(table.name).tobytes())
     for i, rows in enumerate(cache):
-        for name in rows.__slots__:
+        for name in (name for name in rows.__slots__ if name != "decode"):
             _add(digest, getattr(rows, name))
         _add(digest, cache.pooled(i))
         _add(digest, cache.token_bytes(i))
