@@ -22,7 +22,7 @@ from support.source import ROOT
 
 # In an order in which each imports only those before it.
 MODULES = (
-    *("terms", "workspace", "row_statistics", "teacher_bins", "exactness", "divergences", "sparse_chunk"),
+    *("terms", "workspace", "row_statistics", "exactness", "teacher_bins", "divergences", "sparse_chunk"),
     *("dense_chunk", "fused", "autograd_path", "head_chunks"),
 )
 FILES = {"table": "schemas/losses.py"} | {name: f"pipeline/losses/{name}.py" for name in MODULES}

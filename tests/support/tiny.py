@@ -128,7 +128,7 @@ def content_of(path: Path) -> str:
     digest = hashlib.sha256()
     cache = open_cache(path)
     for i, rows in enumerate(cache):
-        for name in rows.__slots__:
+        for name in (name for name in rows.__slots__ if name != "decode"):
             value: Any = getattr(rows, name)
             values = value.values() if isinstance(value, dict) else [value]
             for array in values:
