@@ -30,6 +30,7 @@ class ColumnsKeywords(TypedDict, total=False):
 class DataKeywords(TypedDict, total=False):
     path: PathLike | None
     split: str | None
+    text_files: Sequence[str]
     limit: int | None
     val_path: PathLike | None
     val_fraction: float
@@ -114,6 +115,7 @@ class PlanKeywords(TypedDict, total=False):
     tau: float | None
     teacher_license: str | None
     teacher_name: str | None
+    text_files: str | Sequence[str] | None
     temperatures: Sequence[float] | str | None
     tokenizer: PathLike | None
     top_k: int | None

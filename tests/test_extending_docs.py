@@ -29,6 +29,7 @@ from kdpipe.schemas.targets import TargetSpec
 from support import tiny
 from support.loss_twins import Asked, largest_ids, merged, softmax, student_logits, targets, world
 from support.losses import ours
+from support.recording import RecordingProgress
 from support.reducing import reduce_rows
 from support.source import ROOT
 from support.stage_one import make_inputs, run, settings_for
@@ -150,10 +151,12 @@ def test_an_import_format_is_added_through_the_table(member: Any, tmp_path: Path
 def test_a_tracker_is_added_through_the_table(member: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     member("A tracker", cast("MutableMapping[str, Any]", trackers.TRACKERS))
     run = trackers.TrackedRun(name="a", folder=tmp_path, config={}, step=2)
-    opened = trackers.Trackers(["my_tracker"], run, pytest.fail)
+    progress = RecordingProgress()
+    opened = trackers.Trackers(["my_tracker"], run, progress)
     opened.write({"step": 3, "loss": 1.5})
     opened.finish()
     assert capsys.readouterr().out.splitlines() == ["run a from step 2", "3 1.5", "finished"]
+    assert not progress.warnings and progress.messages[-1].endswith("view: this terminal")
 
 
 def test_a_store_is_added_through_the_table(member: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

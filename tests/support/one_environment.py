@@ -54,7 +54,7 @@ def read(folder: Path, out: Path, level: VerifyLevel) -> None:
 def _contents(path: Path, cache: Cache) -> Iterator[tuple[str, Any]]:
     for i in range(len(cache)):
         rows = cache[i]
-        for field in fields(rows):
+        for field in (field for field in fields(rows) if field.name != "decode"):
             value = getattr(rows, field.name)
             for key, inner in value.items() if hasattr(value, "items") else [("", value)]:
                 if inner is not None:

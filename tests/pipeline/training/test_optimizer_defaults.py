@@ -105,13 +105,14 @@ def test_the_default_of_a_run_is_printed_and_in_its_record_and_on_its_card(tmp_p
     run(settings, progress)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["optimizer"]
     kept = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/run.json")).read_text())
-    printed = next(line for line in progress.messages if line.startswith("optimizer "))
-    text = printed.removeprefix("optimizer").strip()
-    assert re.match(r"fresh, [\d.]+ k parameters: ", text)
-    assert f"muon {record['lr']:.3g}, tables {record['rates']['tables']:.3g}" in text
+    printed = "\n".join(progress.messages)
+    assert f"peak learning rate {record['lr']:.3g}" in printed
+    assert "learning rates: default for random init" in printed
     assert record["kind"] == "muon"
     assert kept["settings"]["optimizer"] == record
-    assert f"| optimizer | {text} |" in (tmp_path / "run" / "final" / "README.md").read_text()
+    rates = re.escape(f"muon {record['lr']:.3g}, tables {record['rates']['tables']:.3g}")
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert re.search(rf"^\| optimizer \| fresh, [\d.]+ k parameters: {rates}", card, re.MULTILINE)
 
 
 def test_the_docs_have_the_default_learning_rates() -> None:
