@@ -61,13 +61,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(teacher: Path) -> Ran:
-    """What a command takes that has no data to read."""
+    """What a command takes whose data have no row."""
+    (teacher / "empty.jsonl").write_text("")
     words = [
         "cache-teacher",
         "--teacher",
         str(teacher),
         "--data",
-        str(teacher / "none.jsonl"),
+        str(teacher / "empty.jsonl"),
         "--out",
         f"{teacher}-out",
     ]
