@@ -14,7 +14,7 @@ from kdpipe.pipeline.documents.compressed_files import OPENERS, DamagedStream, o
 from kdpipe.pipeline.documents.json_bounds import BOM, BadList, is_too_costly, list_values, value_at
 from kdpipe.schemas.errors import ConfigError
 
-# Rows of a compressed file, besides one per byte of it.
+# Rows of a compressed file, besides one per eight bytes of it.
 MIN_ROWS = 1 << 18
 # Added to the columns of a document that continues in the next row.
 CONTINUES = "continues in the next row"
@@ -79,7 +79,7 @@ class FileOnDisk:
 
     def rows(self) -> Iterator[Row]:
         number = 0
-        most = MIN_ROWS + self._seen[0] if self.path.suffix in OPENERS else None
+        most = MIN_ROWS + self._seen[0] // 8 if self.path.suffix in OPENERS else None
         try:
             for n_rows, row in enumerate(self._rows()):
                 if most is not None and n_rows >= most:
