@@ -78,15 +78,15 @@ def help_pages() -> Iterator[tuple[str, str]]:
 
 
 def outputs(folder: Path) -> Iterator[tuple[str, str]]:
-    """What the commands print when they run after each other in a folder."""
+    """What the commands print at 80 columns, one after the other in a folder."""
     from kdpipe.pipeline import demo
     from support.stage_one import make_inputs
 
     make_inputs(folder)
     few = list(islice(demo.documents(), N_DEMO_DOCUMENTS))
-    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "COLUMNS": "80"}
     documents = mock.patch.object(demo, "documents", lambda: iter(few))
-    with contextlib.chdir(folder), mock.patch.dict(os.environ, path), documents:
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, environment), documents:
         for name, words in COMMANDS.items():
             yield name, _stable(_output(words), folder)
         part = sorted(Path("copy/parts/00000").iterdir())[0]
